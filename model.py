@@ -1,0 +1,152 @@
+"""GPT-2, on one page.
+
+The decoder of Radford et al. 2019: learned positions, LayerNorm before each sublayer, GELU (tanh form), input and
+output embeddings tied. Nothing here knows of data, curricula, EMA or benchmarks. The toy GPT of the study and the
+published 124M are the same class at two sizes, with the published parameter names.
+
+    python model.py          # builds the 124M shape, counts its parameters, samples from a small untrained one
+
+Shape letters, here and in every other file: B batch rows, T tokens in a row, C channels (n_embd), nh heads,
+hs = C / nh channels of a head, V vocabulary.
+"""
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+from torch.nn import functional as F
+
+
+@dataclass
+class GPTConfig:
+    """The shape of a GPT. The defaults are GPT-2's 124M."""
+    vocab_size: int = 50257
+    block_size: int = 1024   # longest context T
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    bias: bool = True        # biases in Linear and LayerNorm; GPT-2 has them
+
+    def __post_init__(self):
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}: "
+                             "every head takes an equal share of the channels")
+
+
+def causal_attention(q, k, v):
+    """softmax(q k^T / sqrt(hs) + causal mask) v, for q, k, v of shape (B, nh, T, hs); returns the same shape.
+
+    The one place that chooses a kernel. On a CPU at short blocks the flash kernel's backward pass would take half of
+    a training step, so there the formula is written out; both forms agree to rounding (tests/test_model.py).
+    """
+    T, hs = q.shape[-2:]
+    if q.device.type != "cpu" or T > 256:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    future = torch.full((T, T), float("-inf"), dtype=q.dtype).triu(1)
+    att = torch.baddbmm(future, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=1 / math.sqrt(hs))
+    return torch.bmm(att.softmax(dim=-1), v.flatten(0, 1)).view_as(q)  # (B*nh, T, T) @ (B*nh, T, hs)
+
+
+class CausalSelfAttention(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.n_head = config.n_head
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+
+    def forward(self, x):
+        B, T, C = x.shape
+        qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)     # (B, T, 3C) -> (B, T, 3, nh, hs)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)                                  # three of (B, nh, T, hs)
+        y = causal_attention(q, k, v).transpose(1, 2).reshape(B, T, C)        # (B, nh, T, hs) -> (B, T, C)
+        return self.c_proj(y)
+
+
+class MLP(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+
+    def forward(self, x):
+        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.mlp = MLP(config)
+
+    def forward(self, x):
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT(nn.Module):
+    """A GPT-2 of any size; its initial weights come from torch's global generator (seed it first)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.transformer = nn.ModuleDict(dict(
+            wte=nn.Embedding(config.vocab_size, config.n_embd),
+            wpe=nn.Embedding(config.block_size, config.n_embd),
+            h=nn.ModuleList(Block(config) for _ in range(config.n_layer)),
+            ln_f=nn.LayerNorm(config.n_embd, bias=config.bias),
+        ))
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head.weight = self.transformer.wte.weight  # tied: one tensor under two names
+        for name, p in self.named_parameters():
+            if p.dim() == 2:
+                # GPT-2 shrinks the layers that write into the residual stream, of which there are 2 * n_layer
+                std = 0.02 / math.sqrt(2 * config.n_layer) if name.endswith("c_proj.weight") else 0.02
+                nn.init.normal_(p, std=std)
+            elif name.endswith("bias"):
+                nn.init.zeros_(p)
+
+    def forward(self, idx, targets=None):
+        """idx (B, T) of token ids, T <= block_size -> logits (B, T, V), and the mean cross-entropy in nats against
+        targets (B, T), where -1 is not counted; without targets the loss is None."""
+        B, T = idx.shape
+        if T > self.config.block_size:
+            raise ValueError(f"a row of {T} tokens does not fit into block_size={self.config.block_size}: shorten it")
+        tr = self.transformer
+        x = tr.wte(idx) + tr.wpe.weight[:T]                                   # (B, T, C) + (T, C)
+        for block in tr.h:
+            x = block(x)
+        logits = self.lm_head(tr.ln_f(x))                                     # (B, T, V)
+        if targets is None:
+            return logits, None
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1)
+        return logits, loss
+
+    @torch.no_grad()
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, generator=None):
+        """Appends max_new_tokens sampled tokens to idx (B, T) and returns (B, T + max_new_tokens); temperature 0 is
+        greedy. A context longer than block_size is cut from the left."""
+        for _ in range(max_new_tokens):
+            logits = self(idx[:, -self.config.block_size:])[0][:, -1].float()  # (B, V)
+            if temperature == 0:
+                nxt = logits.argmax(-1, keepdim=True)
+            else:
+                if top_k is not None:
+                    kth = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
+                    logits = logits.masked_fill(logits < kth, float("-inf"))
+                nxt = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
+            idx = torch.cat((idx, nxt), dim=1)
+        return idx
+
+    def num_params(self):
+        """Number of weights, the tied embedding counted once."""
+        return sum(p.numel() for p in self.parameters())
+
+
+if __name__ == "__main__":
+    with torch.device("meta"):
+        print(f"GPT-2 124M: {GPT(GPTConfig()).num_params():,} parameters")
+    torch.manual_seed(0)
+    tiny = GPT(GPTConfig(vocab_size=10, block_size=16, n_layer=2, n_head=2, n_embd=32))
+    print("untrained, greedy:", tiny.generate(torch.zeros(1, 1, dtype=torch.long), 15, temperature=0)[0].tolist())
