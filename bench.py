@@ -22,7 +22,7 @@ import torch
 
 from data import (CATEGORIES, COPAIN_TASKS, HELD_OUT_FORMAT, LETTERS, NOUNS, Tokenizer, World, draw_list, is_reserved,
                   label_lines, list_line)
-from model import GPT, GPTConfig
+from model import load_checkpoint, model_from_checkpoint
 
 
 # ------------------------------------------------------------------------------------------------------------ items
@@ -80,6 +80,11 @@ def label_items(lang, twin, n_items=300, n_shots=6, seed=0):
         lines = [((lang.words[next(words[c])],), letter[c]) for c in kinds]
         items.append(Item("label", tuple(lines[:-1]), *lines[-1], choices=tuple(letter.values())))
     return items
+
+
+def copain_chance():
+    """Percent right by copying a random element of the list: 3 elements, 4 in the odd-one-out tasks."""
+    return 100 * sum(1 / (4 if task.endswith("_group") else 3) for task in COPAIN_TASKS) / len(COPAIN_TASKS)
 
 
 # ---------------------------------------------------------------------------------------------------------- scoring
@@ -203,16 +208,16 @@ class Benchmark:
         right = np.array([a == item.answer for a, item in zip(answers, self.copain)])
         listed = np.array([a in item.elements for a, item in zip(answers, self.copain)])
         task = np.array([item.task for item in self.copain])
-        return {"copain": 100 * right.mean(), "copain_not_in_list": 100 * (~listed).mean(),
-                "copain_wrong_element": 100 * (listed & ~right).mean(),
-                "copain_tasks": {t: 100 * right[task == t].mean() for t in COPAIN_TASKS}}
+        return {"copain": 100 * float(right.mean()), "copain_not_in_list": 100 * float((~listed).mean()),
+                "copain_wrong_element": 100 * float((listed & ~right).mean()),
+                "copain_tasks": {t: 100 * float(right[task == t].mean()) for t in COPAIN_TASKS}}
 
     def choice_scores(self, model, items, condition="few-shot"):
         """(accuracy in percent, perplexity of the right choice) of likelihood-scored multiple choice."""
         scores = choice_logprobs(model, *self.encode(items, condition))
         right = [item.choices.index(item.answer) for item in items]
         accuracy = np.mean([int(np.argmax(s)) == r for s, r in zip(scores, right)])
-        return 100 * accuracy, math.exp(min(-np.mean([s[r] for s, r in zip(scores, right)]), 700))
+        return 100 * float(accuracy), math.exp(min(-np.mean([s[r] for s, r in zip(scores, right)]), 700))
 
     def __call__(self, model, baselines=False):
         """Metrics of a model; `baselines` adds the controls: zero-shot, shuffled answers, restricted to the list."""
@@ -226,10 +231,6 @@ class Benchmark:
                 for name, items in self.label.items():
                     row[f"label_{name}_{condition}"] = self.choice_scores(model, items, condition)[0]
         return row
-
-    def chance(self):
-        """Percent right by copying a random element of the list."""
-        return 100 * float(np.mean([1 / len(item.elements) for item in self.copain]))
 
     def check_disjoint(self, sources):
         """Raises ValueError if the list of a benchmark item, or the start of a prompt, occurs in a source {name: ids}.
@@ -263,3 +264,359 @@ def _find(ids, needles):
             if tuple(ids[i:i + n].tolist()) in needles:
                 return tuple(ids[i:i + n].tolist())
     return None
+
+
+def evaluate(model, benchmark, validation, before, n_blocks=128, baselines=False):
+    """The metrics of one row of the log: perplexities, benchmark, shift from `before` ({name: tensor})."""
+    row = {f"ppl_{name}": perplexity(model, ids, n_blocks) for name, ids in validation.items()}
+    row |= benchmark(model, baselines)
+    row["shift_l2"], row["shift_relative"] = parameter_shift(model, before)
+    return row
+
+
+# ------------------------------------------------------------------------------------------ intervals over the seeds
+# 97.5% quantiles of Student's t for 1 to 30 degrees of freedom
+T_975 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+         2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over runs (one per seed) with its 95% t interval; with one run the interval is the value itself, which
+    the report says."""
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values):
+        values = np.asarray(list(values), dtype=float)
+        n, mean = len(values), values.mean()
+        half = T_975[min(n - 2, 29)] * values.std(ddof=1) / math.sqrt(n) if n > 1 else 0.0
+        return cls(float(mean), float(mean - half), float(mean + half))
+
+    def text(self, digits=1, factor=1):
+        interval = f" [{self.low * factor:.{digits}f}, {self.high * factor:.{digits}f}]" if self.low < self.high else ""
+        return f"{self.mean * factor:.{digits}f}{interval}"
+
+
+class Log:
+    """metrics.jsonl: one row per arm, seed and step; only seeds that finished every arm enter a comparison."""
+
+    def __init__(self, rows):
+        self.rows = rows
+        self.arms = list(dict.fromkeys(row["arm"] for row in rows))
+        self.last = max((row["step"] for row in rows), default=0)
+        ended = {arm: {r["seed"] for r in rows if r["arm"] == arm and r["step"] == self.last} for arm in self.arms}
+        self.seeds = sorted(set.intersection(*ended.values())) if ended else []
+
+    def steps(self, arm):
+        return sorted({r["step"] for r in self.rows if r["arm"] == arm})
+
+    def at(self, arm, key, step=None):
+        """{seed: value} of an arm at a step, by default the last one."""
+        step = self.last if step is None else step
+        return {r["seed"]: r[key] for r in self.rows
+                if r["arm"] == arm and r["step"] == step and r["seed"] in self.seeds and key in r}
+
+    def paired(self, f, *terms):
+        """Estimate over seeds of f(values), each term being (arm, key) or (arm, key, step)."""
+        columns = [self.at(*term) for term in terms]
+        return Estimate.of(f(*(column[seed] for column in columns)) for seed in self.seeds)
+
+
+# ---------------------------------------------------------------------------------------------------------- verdicts
+# Written down before the reported runs. "Above" and "below" hold for the whole 95% interval over seeds, paired by seed,
+# and for the mean where there is one seed only. te is the arm target+english, t is the arm target.
+PPL_MARGIN = 1.05    # C1, C5, C6: two perplexities within 5% count as equal
+GAP = 10.0           # C2, C3: percentage points that count as a gap
+COLLAPSE = 0.5       # C2: Copain falls below this share of the base's within the first tenth of the steps
+SHIFT_RATIO = 2.0    # C4: the paper reports 7 and 15
+RECOVERED = 0.8      # C5, C6: share of the gap between t and te that a repair has to close; half of it is partly
+CONTROL = 5.0        # C6: percentage points within which the arm low-lr counts as equal to ema
+
+
+def judge_c1(log):
+    ratio = log.paired(lambda t, te: math.log(t / te), ("target", "ppl_target"), ("target+english", "ppl_target"))
+    margin = math.log(PPL_MARGIN)
+    verdict = ("reproduced" if -margin < ratio.low and ratio.high < margin else
+               "not reproduced" if ratio.low > margin or ratio.high < -margin else "inconclusive")
+    text = Estimate(*map(math.exp, (ratio.mean, ratio.low, ratio.high))).text(3)
+    return verdict, f"perplexity without / with English {text}"
+
+
+def judge_c2(log):
+    early = [s for s in log.steps("target") if 0 < s <= 0.1 * log.last]
+    worst = Estimate.of(min(log.at("target", "copain", s)[seed] for s in early) /
+                        max(log.at("target", "copain", 0)[seed], 1e-9) for seed in log.seeds)
+    gap = log.paired(lambda te, t: te - t, ("target+english", "copain"), ("target", "copain"))
+    collapse, lasting = worst.high < COLLAPSE, gap.low > 0 and gap.mean >= GAP
+    verdict = "reproduced" if collapse and lasting else "partly" if collapse or lasting else "not reproduced"
+    return verdict, (f"lowest early Copain without English {worst.text(0, 100)}% of the base's; "
+                     f"at the end with - without {gap.text()} points")
+
+
+def judge_c3(log):
+    gap = log.paired(lambda te, t: te - t, ("target+english", "label_target"), ("target", "label_target"))
+    ppl = log.paired(lambda t, te: math.log(t / te), ("target", "label_ppl_target"),
+                     ("target+english", "label_ppl_target"))
+    accuracy, label = gap.low > 0 and gap.mean >= GAP, ppl.low > 0
+    verdict = "reproduced" if accuracy and label else "partly" if accuracy or label else "not reproduced"
+    text = Estimate(*map(math.exp, (ppl.mean, ppl.low, ppl.high))).text(2)
+    return verdict, f"accuracy with - without {gap.text()} points; label perplexity without / with {text}"
+
+
+def judge_c4(log):
+    early = min((s for s in log.steps("target") if s >= 0.1 * log.last), default=log.last)
+    first, final = (log.paired(lambda t, te: t / te, ("target", "shift_l2", s), ("target+english", "shift_l2", s))
+                    for s in (early, log.last))
+    verdict = ("reproduced" if first.low > 1 and final.low > 1 and min(first.mean, final.mean) >= SHIFT_RATIO else
+               "partly" if first.low > 1 and final.low > 1 else "not reproduced")
+    return verdict, f"L2 shift without / with English {first.text(2)} at step {early}, {final.text(2)} at the end"
+
+
+def judge_repair(log, arm):
+    if judge_c2(log)[0] == "not reproduced":
+        return "inconclusive", "there is no Copain gap to recover"
+    ppl = log.paired(lambda a, te: math.log(a / te), (arm, "ppl_target"), ("target+english", "ppl_target"))
+    shares, exceeds = {}, {}
+    for key, name in (("copain", "Copain"), ("label_target", "downstream")):
+        gain = log.paired(lambda a, t: a - t, (arm, key), ("target", key))
+        gap = log.paired(lambda te, t: te - t, ("target+english", key), ("target", key))
+        if gap.low > 0 and gap.mean >= GAP:
+            shares[name], exceeds[name] = gain.mean / gap.mean, gain.low > 0
+    equal = ppl.high < math.log(PPL_MARGIN)
+    closed = [name for name in shares if shares[name] >= RECOVERED and exceeds[name]]
+    half = [name for name in shares if shares[name] >= 0.5 and exceeds[name]]
+    verdict = ("reproduced" if equal and closed == list(shares) and len(shares) == 2 else
+               "partly" if half else "not reproduced")
+    return verdict, ("share of the gap closed: " + ", ".join(f"{name} {100 * x:.0f}%" for name, x in shares.items()) +
+                     f"; target perplexity over that with English {math.exp(ppl.mean):.3f}")
+
+
+def judge_c6(log):
+    verdict, text = judge_repair(log, "ema")
+    if "low-lr" in log.arms:
+        control = log.paired(lambda e, low: e - low, ("ema", "copain"), ("low-lr", "copain"))
+        same = abs(control.mean) < CONTROL
+        text += (f"; EMA - learning rate x 0.08 on Copain {control.text()} points: "
+                 + ("the small learning rate does the same" if same else "more than the small learning rate"))
+    return verdict, text
+
+
+CLAIMS = [  # id, claim, criterion, arms that it needs, judge
+    ("C1", "English in the mixture does not change target perplexity",
+     f"the ratio t / te is inside [1/{PPL_MARGIN}, {PPL_MARGIN}]", ("target", "target+english"), judge_c1),
+    ("C2", "without English, ICL collapses early",
+     f"Copain of t falls below {COLLAPSE:.0%} of the base's in the first 10% of the steps, and te ends at least "
+     f"{GAP:g} points above t, above 0; one of the two is partly", ("target", "target+english"), judge_c2),
+    ("C3", "that hurts downstream prompts in the target language",
+     f"accuracy of te at least {GAP:g} points above t, above 0, and label perplexity t / te above 1; one is partly",
+     ("target", "target+english"), judge_c3),
+    ("C4", "without English the parameters move further",
+     f"L2 shift t / te above 1 and {SHIFT_RATIO:g} or more at 10% and at the end; above 1 is partly",
+     ("target", "target+english"), judge_c4),
+    ("C5", "curriculum: English in the first 10% of the steps is enough",
+     f"closes {RECOVERED:.0%} of the gap te - t on Copain and downstream, gain above 0, perplexity within "
+     f"{PPL_MARGIN - 1:.0%} of te; half of one gap is partly", ("target", "target+english", "curriculum"),
+     lambda log: judge_repair(log, "curriculum")),
+    ("C6", "EMA of the weights, without English, is enough", "as C5, and said beside it: whether the control low-lr is "
+     f"within {CONTROL:g} points of Copain", ("target", "target+english", "ema"), judge_c6),
+]
+
+
+def verdicts(log):
+    """One dict per claim: id, claim, criterion, verdict, number; inconclusive where an arm is missing."""
+    out = []
+    for id_, claim, criterion, arms, judge in CLAIMS:
+        missing = [arm for arm in arms if arm not in log.arms]
+        if missing or not log.seeds:
+            verdict, number = "inconclusive", f"not run to the end: {', '.join(missing) or 'some arms'}"
+        else:
+            verdict, number = judge(log)
+        out.append(dict(id=id_, claim=claim, criterion=criterion, verdict=verdict, number=number))
+    return out
+
+
+# ------------------------------------------------------------------------------------------------- report and figure
+COLUMNS = [  # heading, key, digits
+    ("target ppl", "ppl_target", 2), ("English ppl", "ppl_english", 2), ("Copain %", "copain", 1),
+    ("not in list %", "copain_not_in_list", 1), ("wrong element %", "copain_wrong_element", 1),
+    ("downstream %", "label_target", 1), ("label ppl", "label_ppl_target", 2), ("same in English %", "label_english", 1),
+    ("label ppl, English", "label_ppl_english", 2), ("L2 shift", "shift_l2", 2), ("relative shift", "shift_relative", 2)]
+BASELINES = [
+    ("Copain %", "copain", 1), ("restricted to the list %", "copain_restricted", 1),
+    ("zero-shot %", "copain_zero-shot", 1), ("shuffled answers %", "copain_shuffled", 1),
+    ("downstream %", "label_target", 1), ("zero-shot %", "label_target_zero-shot", 1),
+    ("shuffled labels %", "label_target_shuffled", 1)]
+
+
+def _table(log, columns):
+    lines = ["| arm | " + " | ".join(heading for heading, *_ in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for arm, step in [(log.arms[0], 0), *((arm, None) for arm in log.arms)]:
+        cells = [Estimate.of(log.at(arm, key, step).values()).text(digits) for _, key, digits in columns]
+        lines.append(f"| {'base' if step == 0 else arm} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def report(run):
+    """Writes report.md, summary.json and figure.png of a run folder from its settings.json and metrics.jsonl, and
+    nothing else; returns the text that ends the study. Raises ValueError if there is no finished run to report."""
+    run = Path(run)
+    try:
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        info = json.loads((run / "settings.json").read_text())
+    except OSError as e:
+        raise ValueError(f"{run} is not the folder of a finished run ({e.strerror}: {e.filename}): run train.py "
+                         "first") from None
+    except ValueError as e:
+        raise ValueError(f"{run}: metrics.jsonl or settings.json is damaged ({e}): rerun the study, which writes them "
+                         "again from its checkpoints") from None
+    log = Log(sorted(rows, key=lambda r: (list(info["arms"]).index(r["arm"]), r["seed"], r["step"])))
+    if not log.seeds:
+        raise ValueError(f"{run}: no seed has finished all of its arms: rerun the study to continue it")
+    s, machine, n = info["settings"], info["machine"], len(log.seeds)
+    smoke = ["**Smoke settings: every stage ran, the numbers mean nothing.**", ""] * (s["preset"] == "smoke")
+    spread = f"means over {n} seeds [95% t interval]" if n > 1 else "one seed: no interval, so no measure of chance"
+    main, claims = _table(log, COLUMNS), verdicts(log)
+    verdict_lines = [f"{v['id']} {v['verdict']:>14}: {v['claim']} ({v['number']})" for v in claims]
+    steps = [step for step in log.steps(log.arms[0])]
+    tasks = {t: Estimate.of(v[t] for v in log.at(log.arms[0], "copain_tasks", 0).values()).text()
+             for t in COPAIN_TASKS}
+    text = "\n".join([
+        f"# Study `{s['name']}`", "", *smoke,
+        f"Seeds {', '.join(map(str, log.seeds))} (of the world, the base and the data), benchmark seed "
+        f"{s['bench_seed']}; {spread}; at step {log.last} of the CPT.", "",
+        "![figure](figure.png)", "", *main, "",
+        f"Chance: Copain {copain_chance():.1f}% by copying a random element of the list, downstream 50%.", "",
+        "## Verdicts", "", "Criteria were fixed before the run (bench.py, CLAIMS); te is the arm target+english, t the "
+        "arm target. With several seeds a comparison must hold for the whole 95% interval, paired by seed.", "",
+        "| id | claim | criterion | verdict | measured |", "|---|---|---|---|---|",
+        *(f"| {v['id']} | {v['claim']} | {v['criterion']} | **{v['verdict']}** | {v['number']} |" for v in claims), "",
+        "## Is it in-context learning?", "", "With no shots, or with shots whose answers are shuffled, what is left is "
+        "what a model knows without the context; restricted to the list, only its elements compete.", "",
+        *_table(log, BASELINES), "",
+        "## Copain along the way", "", "| arm | " + " | ".join(map(str, steps)) + " |", "|---" * (len(steps) + 1) + "|",
+        *(f"| {arm} | " + " | ".join(f"{np.mean(list(log.at(arm, 'copain', x).values())):.0f}" for x in steps) + " |"
+          for arm in log.arms), "",
+        "Base, per task: " + ", ".join(f"{t} {x}" for t, x in tasks.items()) + ".", "",
+        "## Tokens per source", "", "| arm | target | English |", "|---|---|---|",
+        *(f"| {arm} | " + " | ".join(f"{np.mean(list(log.at(arm, f'tokens_{x}').values())):,.0f}"
+                                     for x in ("target", "english")) + " |" for arm in log.arms), "",
+        "## Settings", "", f"{machine['processor']}, {machine['threads']} threads, device {s['device']}, {s['dtype']}, "
+        f"torch {machine['torch']}, commit {info['commit']}.", "", "```json", json.dumps(s, indent=1), "```", ""])
+    (run / "report.md").write_text(text)
+    summary = {"seeds": log.seeds, "step": log.last, "meaningful": s["preset"] != "smoke", "claims": claims, "arms": {
+        arm: {key: dict(zip(("mean", "low", "high"), (e.mean, e.low, e.high))) for _, key, _ in COLUMNS
+              for e in [Estimate.of(log.at(arm, key).values())]} for arm in log.arms}}
+    (run / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    draw(log, run / "figure.png", smoke)
+    return "\n".join([*smoke, _aligned(main), "", spread, "", *verdict_lines, "", f"figure: {run / 'figure.png'}"])
+
+
+def _aligned(table):
+    """A markdown table with its columns padded, for a terminal: the arms as columns, which fits 120 characters."""
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in table if not line.startswith("|---")]
+    cells = list(zip(*cells))
+    width = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    return "\n".join("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, width)))
+                     for row in cells)
+
+
+PANELS = [  # title, key, log scale
+    ("Target perplexity", "ppl_target", True), ("Copain, % (in-context learning)", "copain", False),
+    ("Downstream in the target language, %", "label_target", False),
+    ("Label perplexity, target language", "label_ppl_target", True),
+    ("Shift from the base, mean L2", "shift_l2", False), ("English perplexity", "ppl_english", True)]
+COLOURS = ["#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe and Ito: for everybody
+DASHES = ["-", "-", "-", "-", (0, (4, 2)), (0, (1, 1)), (0, (5, 1, 1, 1))]
+
+
+def draw(log, path, smoke=False):
+    """The figure: each metric against the step, every arm a line with its name at its end, bands over seeds."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(2, 3, figsize=(16, 8))
+    for ax, (title, key, log_scale) in zip(axes.flat, PANELS):
+        ends = []
+        for i, arm in enumerate(log.arms):
+            steps = log.steps(arm)
+            es = [Estimate.of(log.at(arm, key, x).values()) for x in steps]
+            colour = COLOURS[i % len(COLOURS)]
+            ax.plot(steps, [e.mean for e in es], color=colour, ls=DASHES[i % len(DASHES)], lw=2)
+            ax.fill_between(steps, [e.low for e in es], [e.high for e in es], color=colour, alpha=0.15, lw=0)
+            ends.append((es[-1].mean, arm, colour))
+        ax.set_xscale("symlog", linthresh=1)
+        ax.set_xlim(0, log.last * 6)
+        ticks = [0, *(10 ** k for k in range(6) if 10 ** k <= log.last)]
+        ax.set_xticks(ticks, [str(t) for t in ticks])
+        ax.minorticks_off()
+        if log_scale:
+            ax.set_yscale("log")
+            ax.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+        level = {"copain": copain_chance(), "label_target": 50.0}.get(key)
+        if level is not None:
+            ax.set_ylim(0, 103)
+            ax.axhline(level, color="0.5", ls=":", lw=1)
+            ax.text(0.05, level + 1, "chance", color="0.4", fontsize=9)
+        # labels beside the ends of the lines, pushed apart where they would overlap
+        to_axes = lambda y: ax.transAxes.inverted().transform(ax.transData.transform((1, y)))[1]
+        placed = -1.0
+        for y, arm, colour in sorted(ends):
+            placed = max(to_axes(y), placed + 0.055)
+            ax.annotate(arm, (log.last, y), (log.last * 1.15, ax.transData.inverted().transform(
+                ax.transAxes.transform((0, placed)))[1]), color=colour, fontsize=10, va="center")
+        ax.set_title(title, loc="left", fontsize=11)
+        ax.set_xlabel("step of the continued pretraining", fontsize=9)
+        ax.spines[["top", "right"]].set_visible(False)
+    n = len(log.seeds)
+    fig.suptitle("Smoke settings: these numbers mean nothing" if smoke else
+                 f"Continued pretraining of a small GPT on a new language, {n} seed{'s' * (n > 1)}"
+                 + (", bands are 95% intervals" if n > 1 else ""), x=0.01, ha="left", fontsize=13)
+    fig.tight_layout()
+    fig.savefig(path, dpi=110)
+    plt.close(fig)
+
+
+# ------------------------------------------------------------------------------------------------------ command line
+def show(world):
+    """Prints one prompt of every task, with its answer, and how the controls change it."""
+    languages = world.languages()
+    items = {item.task: item for item in copain_items(world, 1)}
+    for name, lang in languages.items():
+        twin = next(l for l in languages.values() if l.name != "english") if name == "english" else lang
+        items[f"label task, {name}"] = label_items(lang, twin, 1)[0]
+    for task, item in items.items():
+        print(f"--- {task}   answer: {item.answer}   choices: {' '.join(item.choices)}\n{item.prompt()}")
+    print(f"--- {task}, shuffled\n{item.prompt(item.shuffled_shots())}\n--- {task}, zero-shot\n{item.prompt(())}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", nargs="?", help="a .pt file under runs/")
+    parser.add_argument("--show", action="store_true", help="print every kind of prompt")
+    parser.add_argument("--report", metavar="RUN", help="draw the report of a run folder again")
+    flags = parser.parse_args()
+    if flags.show:
+        show(World())
+    elif flags.report:
+        print(report(flags.report))
+    elif flags.checkpoint:
+        ckpt = load_checkpoint(flags.checkpoint)
+        benchmark = Benchmark(World(**ckpt["world"]), Tokenizer.from_json(ckpt["tokenizer"]), *ckpt["benchmark"])
+        print(f"{flags.checkpoint}: {ckpt['job']['name']}, step {ckpt['step']}")
+        for key, value in benchmark(model_from_checkpoint(ckpt), baselines=True).items():
+            for name, x in value.items() if isinstance(value, dict) else [(key, value)]:
+                print(f"{name:32} {x:8.2f}")
+    else:
+        parser.error("give a checkpoint, --show or --report RUN")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)

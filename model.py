@@ -144,6 +144,24 @@ class GPT(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
 
+def load_checkpoint(path):
+    """A checkpoint of train.py as a dict of numbers, strings and tensors on the CPU; no code in the file is run. Raises
+    ValueError if there is none at path, or it cannot be read."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"no checkpoint at {path}: give the path of a .pt file under runs/") from None
+    except Exception as e:
+        raise ValueError(f"{path} is not a readable nanoCPT checkpoint ({type(e).__name__}): delete it and rerun") from None
+
+
+def model_from_checkpoint(ckpt):
+    """The GPT that such a dict holds."""
+    model = GPT(GPTConfig(**ckpt["config"]))
+    model.load_state_dict(ckpt["model"])
+    return model
+
+
 if __name__ == "__main__":
     with torch.device("meta"):
         print(f"GPT-2 124M: {GPT(GPTConfig()).num_params():,} parameters")
