@@ -111,7 +111,7 @@ def greedy_answers(model, tok, prompts, max_new_tokens):
     for _ in range(max_new_tokens):
         following = {}
         for chunk, idx, lengths in _batches([rows[i] for i in open_rows], device):
-            logits = model(idx)[0][torch.arange(len(chunk), device=device), lengths - 1]     # (B, V)
+            logits = model(idx, last=lengths - 1)[0]                                         # (B, V)
             following |= {open_rows[i]: t for i, t in zip(chunk, logits.argmax(-1).tolist())}
         for i, t in following.items():
             rows[i].append(t)
@@ -187,6 +187,8 @@ class Benchmark:
         self.label = {name: label_items(lang, target if name == "english" else lang, n_label, seed=seed)
                       for name, lang in languages.items()}
         self.cache = {}
+        self.longest = max(len(p) + max(map(len, c)) for items in (self.copain, *self.label.values())
+                           for p, c in zip(*self.encode(items, "few-shot"))) + 1
 
     def encode(self, items, condition):
         """Prompts and choices of items as token ids; encoded jointly, then split, as in training."""
@@ -330,6 +332,7 @@ class Log:
 # and for the mean where there is one seed only. te is the arm target+english, t is the arm target.
 PPL_MARGIN = 1.05    # C1, C5, C6: two perplexities within 5% count as equal
 GAP = 10.0           # C2, C3: percentage points that count as a gap
+LABEL_RATIO = 1.2    # C3: label perplexity without English over that with
 COLLAPSE = 0.5       # C2: Copain falls below this share of the base's within the first tenth of the steps
 SHIFT_RATIO = 2.0    # C4: the paper reports 7 and 15
 RECOVERED = 0.8      # C5, C6: share of the gap between t and te that a repair has to close; half of it is partly
@@ -346,9 +349,12 @@ def judge_c1(log):
 
 
 def judge_c2(log):
+    base = log.paired(lambda x: x, ("target", "copain", 0))
+    if base.mean <= copain_chance():
+        return "inconclusive", f"the base has no ICL to lose: Copain {base.text()}%"
     early = [s for s in log.steps("target") if 0 < s <= 0.1 * log.last]
-    worst = Estimate.of(min(log.at("target", "copain", s)[seed] for s in early) /
-                        max(log.at("target", "copain", 0)[seed], 1e-9) for seed in log.seeds)
+    worst = Estimate.of(min(log.at("target", "copain", s)[seed] for s in early) / log.at("target", "copain", 0)[seed]
+                        for seed in log.seeds)
     gap = log.paired(lambda te, t: te - t, ("target+english", "copain"), ("target", "copain"))
     collapse, lasting = worst.high < COLLAPSE, gap.low > 0 and gap.mean >= GAP
     verdict = "reproduced" if collapse and lasting else "partly" if collapse or lasting else "not reproduced"
@@ -360,7 +366,7 @@ def judge_c3(log):
     gap = log.paired(lambda te, t: te - t, ("target+english", "label_target"), ("target", "label_target"))
     ppl = log.paired(lambda t, te: math.log(t / te), ("target", "label_ppl_target"),
                      ("target+english", "label_ppl_target"))
-    accuracy, label = gap.low > 0 and gap.mean >= GAP, ppl.low > 0
+    accuracy, label = gap.low > 0 and gap.mean >= GAP, ppl.low > 0 and ppl.mean >= math.log(LABEL_RATIO)
     verdict = "reproduced" if accuracy and label else "partly" if accuracy or label else "not reproduced"
     text = Estimate(*map(math.exp, (ppl.mean, ppl.low, ppl.high))).text(2)
     return verdict, f"accuracy with - without {gap.text()} points; label perplexity without / with {text}"
@@ -376,20 +382,19 @@ def judge_c4(log):
 
 
 def judge_repair(log, arm):
-    if judge_c2(log)[0] == "not reproduced":
-        return "inconclusive", "there is no Copain gap to recover"
     ppl = log.paired(lambda a, te: math.log(a / te), (arm, "ppl_target"), ("target+english", "ppl_target"))
-    shares, exceeds = {}, {}
+    shares, gains = {}, {}  # share of the gap closed; whether the gain is above 0
     for key, name in (("copain", "Copain"), ("label_target", "downstream")):
         gain = log.paired(lambda a, t: a - t, (arm, key), ("target", key))
         gap = log.paired(lambda te, t: te - t, ("target+english", key), ("target", key))
         if gap.low > 0 and gap.mean >= GAP:
-            shares[name], exceeds[name] = gain.mean / gap.mean, gain.low > 0
+            shares[name], gains[name] = gain.mean / gap.mean, gain.low > 0
+    if not shares:
+        return "inconclusive", "English made no difference that could be recovered"
+    closed = [name for name in shares if shares[name] >= RECOVERED and gains[name]]
+    half = [name for name in shares if shares[name] >= 0.5 and gains[name]]
     equal = ppl.high < math.log(PPL_MARGIN)
-    closed = [name for name in shares if shares[name] >= RECOVERED and exceeds[name]]
-    half = [name for name in shares if shares[name] >= 0.5 and exceeds[name]]
-    verdict = ("reproduced" if equal and closed == list(shares) and len(shares) == 2 else
-               "partly" if half else "not reproduced")
+    verdict = "reproduced" if equal and len(closed) == 2 else "partly" if half else "not reproduced"
     return verdict, ("share of the gap closed: " + ", ".join(f"{name} {100 * x:.0f}%" for name, x in shares.items()) +
                      f"; target perplexity over that with English {math.exp(ppl.mean):.3f}")
 
@@ -411,7 +416,8 @@ CLAIMS = [  # id, claim, criterion, arms that it needs, judge
      f"Copain of t falls below {COLLAPSE:.0%} of the base's in the first 10% of the steps, and te ends at least "
      f"{GAP:g} points above t, above 0; one of the two is partly", ("target", "target+english"), judge_c2),
     ("C3", "that hurts downstream prompts in the target language",
-     f"accuracy of te at least {GAP:g} points above t, above 0, and label perplexity t / te above 1; one is partly",
+     f"accuracy of te at least {GAP:g} points above t, above 0, and label perplexity t / te above 1 and at least "
+     f"{LABEL_RATIO}; one is partly",
      ("target", "target+english"), judge_c3),
     ("C4", "without English the parameters move further",
      f"L2 shift t / te above 1 and {SHIFT_RATIO:g} or more at 10% and at the end; above 1 is partly",
@@ -555,19 +561,23 @@ def draw(log, path, smoke=False):
         ax.minorticks_off()
         if log_scale:
             ax.set_yscale("log")
+            ax.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
             ax.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+            ax.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
         level = {"copain": copain_chance(), "label_target": 50.0}.get(key)
         if level is not None:
             ax.set_ylim(0, 103)
             ax.axhline(level, color="0.5", ls=":", lw=1)
             ax.text(0.05, level + 1, "chance", color="0.4", fontsize=9)
-        # labels beside the ends of the lines, pushed apart where they would overlap
-        to_axes = lambda y: ax.transAxes.inverted().transform(ax.transData.transform((1, y)))[1]
-        placed = -1.0
-        for y, arm, colour in sorted(ends):
-            placed = max(to_axes(y), placed + 0.055)
-            ax.annotate(arm, (log.last, y), (log.last * 1.15, ax.transData.inverted().transform(
-                ax.transAxes.transform((0, placed)))[1]), color=colour, fontsize=10, va="center")
+        # names beside the ends of the lines, pushed apart where they would overlap
+        to_axes = ax.transData + ax.transAxes.inverted()
+        placed = []
+        for value, arm, colour in sorted(ends):
+            y = to_axes.transform((1, value))[1]
+            placed.append(max(y, 0.03, placed[-1] + 0.06 if placed else 0))
+        for y, (_, arm, colour) in zip(placed, sorted(ends)):
+            ax.text(to_axes.transform((log.last * 1.15, 1))[0], y - max(0, placed[-1] - 0.98), arm, color=colour,
+                    fontsize=10, va="center", transform=ax.transAxes)
         ax.set_title(title, loc="left", fontsize=11)
         ax.set_xlabel("step of the continued pretraining", fontsize=9)
         ax.spines[["top", "right"]].set_visible(False)

@@ -74,7 +74,7 @@ class Curriculum:
         try:
             values = ast.literal_eval(f"({arguments},)")
             f = SHAPES[name]
-            f(0.5, *values)
+            float(f(0.5, *values))
         except (KeyError, SyntaxError, TypeError, ValueError):
             raise ValueError(f"curriculum: cannot read {shape!r}; it takes numbers, as in constant(0.2), "
                              "window(0.2, 0, 0.1), linear(0.5, 0, 0, 1), piecewise((0, 0.2), (0.1, 0))") from None

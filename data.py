@@ -18,7 +18,6 @@ import zlib
 from collections import Counter
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -362,3 +361,23 @@ class Mixture:
             rows += [name] * n
         xy = np.concatenate(xs).astype(np.int64)                     # (B, T + 1)
         return xy[:, :-1], xy[:, 1:], np.array(rows)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0, help="of the target language and of the documents")
+    parser.add_argument("--target-order", default="SOV", help="word order of the target language")
+    parser.add_argument("--cognates", type=float, default=0.25, help="share of nouns spelled as in English")
+    flags = parser.parse_args()
+    try:
+        world = World(targets=(("target", flags.seed, flags.target_order, flags.cognates),))
+        languages = world.languages()
+    except ValueError as e:
+        raise SystemExit(f"error: {e}") from None
+    corpora = {name: write_corpus(world, lang, 2000, flags.seed) for name, lang in languages.items()}
+    tok = Tokenizer(train_bpe([d for docs in corpora.values() for d in docs], 2048))
+    for name, lang in languages.items():
+        for kind, share in world.shares(name):
+            print(f"--- {name}, {kind} ({share:.1%} of the documents)")
+            text = DOCUMENT_KINDS[kind](Random(flags.seed), world, lang)
+            print(text, f"\n[{' '.join(repr(tok.decode([t])) for t in tok.encode(text)[:16])} ...]\n")

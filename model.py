@@ -107,9 +107,10 @@ class GPT(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 
-    def forward(self, idx, targets=None):
+    def forward(self, idx, targets=None, last=None):
         """idx (B, T) of token ids, T <= block_size -> logits (B, T, V), and the mean cross-entropy in nats against
-        targets (B, T), where -1 is not counted; without targets the loss is None."""
+        targets (B, T), where -1 is not counted; without targets the loss is None. With last (B,), one position a row,
+        the logits are those of that position alone, (B, V): with a large vocabulary they are most of the work."""
         B, T = idx.shape
         if T > self.config.block_size:
             raise ValueError(f"a row of {T} tokens does not fit into block_size={self.config.block_size}: shorten it")
@@ -117,7 +118,9 @@ class GPT(nn.Module):
         x = tr.wte(idx) + tr.wpe.weight[:T]                                   # (B, T, C) + (T, C)
         for block in tr.h:
             x = block(x)
-        logits = self.lm_head(tr.ln_f(x))                                     # (B, T, V)
+        if last is not None:
+            x = x[torch.arange(B, device=idx.device), last]                   # (B, T, C) -> (B, C)
+        logits = self.lm_head(tr.ln_f(x))                                     # (B, T, V) or (B, V)
         if targets is None:
             return logits, None
         loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1)
@@ -128,7 +131,8 @@ class GPT(nn.Module):
         """Appends max_new_tokens sampled tokens to idx (B, T) and returns (B, T + max_new_tokens); temperature 0 is
         greedy. A context longer than block_size is cut from the left."""
         for _ in range(max_new_tokens):
-            logits = self(idx[:, -self.config.block_size:])[0][:, -1].float()  # (B, V)
+            context = idx[:, -self.config.block_size:]
+            logits = self(context, last=torch.full_like(context[:, 0], context.size(1) - 1))[0].float()  # (B, V)
             if temperature == 0:
                 nxt = logits.argmax(-1, keepdim=True)
             else:

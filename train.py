@@ -143,10 +143,11 @@ class Job:
     ema_every: int = 1
 
     def evaluate_at(self):
-        """Steps to evaluate at, dense at the start as in the paper: 0, 1, 2, 4, 8 ... and eighths of the run."""
+        """Steps to evaluate at, dense at the start as in the paper: 0, 1, 2, 4, 8 ... and then every eighth of the
+        run; a base at every fifth."""
         if self.muon_lr:
-            return {0, self.steps // 2, self.steps}
-        return {0, self.steps, *(2 ** k for k in range(20) if 2 ** k < self.steps), *range(0, self.steps, -(-self.steps // 8))}
+            return {self.steps * i // 5 for i in range(6)}
+        return {2 ** k for k in range(30) if 2 ** k < self.steps / 8} | {self.steps * i // 8 for i in range(9)}
 
 
 def base_job(s):
@@ -224,7 +225,11 @@ def prepare(s, folder, tokenizer=None):
     tok = (Tokenizer.from_json(tokenizer) if tokenizer else
            Tokenizer(train_bpe([d for docs in documents.values() for d in docs[:5000]], s.vocab_size)))
     sources = {name: tok.encode_documents(docs) for name, docs in documents.items()}
-    bench.Benchmark(world, tok, s.copain_items, s.label_items, s.bench_seed).check_disjoint(sources)
+    benchmark = bench.Benchmark(world, tok, s.copain_items, s.label_items, s.bench_seed)
+    if benchmark.longest > s.block_size:
+        raise ValueError(f"the longest benchmark prompt has {benchmark.longest} tokens with its answer, block_size is "
+                         f"{s.block_size}: raise --block_size")
+    benchmark.check_disjoint(sources)
     for name, lang in languages.items():
         held_out = write_corpus(world, lang, max(200, 4 * s.validation_blocks), s.seed + 10 ** 6)
         for part, ids in (("train", sources[name]), ("val", tok.encode_documents(held_out))):

@@ -1,0 +1,55 @@
+"""What several tests need: one small world, its tokenizer and sources, and a model to train in a second."""
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ["PYTHONPATH"] = str(ROOT)  # for the child processes
+
+import train  # noqa: E402
+from data import Tokenizer, World, train_bpe, write_corpus  # noqa: E402
+from model import GPT, GPTConfig  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def world():
+    return World()
+
+
+@pytest.fixture(scope="session")
+def documents(world):
+    return {name: write_corpus(world, lang, 1500, seed=0) for name, lang in world.languages().items()}
+
+
+@pytest.fixture(scope="session")
+def tok(documents):
+    return Tokenizer(train_bpe([d for docs in documents.values() for d in docs], 2048))
+
+
+@pytest.fixture(scope="session")
+def sources(documents, tok):
+    return {name: tok.encode_documents(docs) for name, docs in documents.items()}
+
+
+@pytest.fixture
+def tiny():
+    """A GPT of 10 tokens with room for 16, always the same."""
+    torch.manual_seed(0)
+    return GPT(GPTConfig(vocab_size=10, block_size=16, n_layer=2, n_head=2, n_embd=16))
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory):
+    """Settings of a run of a second, and a folder with its prepared data and trained base."""
+    s = train.Settings(**train.PRESETS["smoke"] | dict(documents=300, base_steps=6, steps=12, copain_items=2,
+                                                       label_items=4, device="cpu", dtype="float32"))
+    folder = tmp_path_factory.mktemp("smoke")
+    train.prepare(s, folder)
+    train.train(s, train.base_job(s), folder)
+    return s, folder

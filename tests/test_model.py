@@ -1,0 +1,81 @@
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from model import GPT, GPTConfig, causal_attention, load_checkpoint
+
+
+def test_a_future_token_changes_no_earlier_logit(tiny):
+    idx = torch.arange(8)[None]
+    changed = idx.clone()
+    changed[0, 5] = 9
+    a, b = tiny(idx)[0], tiny(changed)[0]
+    assert torch.equal(a[0, :5], b[0, :5]) and not torch.equal(a[0, 5], b[0, 5])
+
+
+def test_loss_is_the_mean_negative_log_probability_of_the_targets_that_count(tiny):
+    idx, targets = torch.tensor([[1, 2, 3]]), torch.tensor([[2, -1, 4]])
+    with torch.no_grad():
+        logits, loss = tiny(idx, targets)
+    p = torch.exp(logits[0]) / torch.exp(logits[0]).sum(-1, keepdim=True)
+    assert loss.item() == pytest.approx(-(math.log(p[0, 2]) + math.log(p[2, 4])) / 2, abs=1e-6)
+
+
+def test_logits_of_one_position_are_those_of_the_whole_row(tiny):
+    idx = torch.randint(10, (3, 7), generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(tiny(idx, last=torch.tensor([2, 6, 0]))[0], tiny(idx)[0][[0, 1, 2], [2, 6, 0]], atol=1e-6)
+
+
+def test_input_and_output_embeddings_are_one_tensor(tiny):
+    assert tiny.lm_head.weight is tiny.transformer.wte.weight
+    assert sum("wte" in n or "lm_head" in n for n, _ in tiny.named_parameters()) == 1
+
+
+def test_the_124m_shape_has_the_parameter_count_of_gpt2():
+    with torch.device("meta"):
+        assert GPT(GPTConfig()).num_params() == 124_439_808
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_biases_are_switchable(bias):
+    names = [n for n, _ in GPT(GPTConfig(10, 8, 1, 1, 8, bias)).named_parameters()]
+    assert any(n.endswith("bias") for n in names) == bias
+
+
+def test_the_written_out_attention_equals_torchs_kernel_in_values_and_gradients():
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 20, 8, generator=g, requires_grad=True) for _ in range(3))
+    ours, theirs = causal_attention(q, k, v), F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    assert torch.allclose(ours, theirs, atol=1e-6)
+    for a, b in zip(torch.autograd.grad(ours.square().sum(), (q, k, v)),
+                    torch.autograd.grad(theirs.square().sum(), (q, k, v))):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_residual_projections_start_smaller_by_the_square_root_of_twice_the_layers():
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(100, 8, 8, 4, 128))
+    assert model.transformer.h[0].mlp.c_fc.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert model.transformer.h[0].mlp.c_proj.weight.std().item() == pytest.approx(0.02 / 4, rel=0.05)
+
+
+def test_greedy_generation_takes_the_argmax_and_slides_past_the_block(tiny):
+    out = tiny.generate(torch.tensor([[1, 2]]), 20, temperature=0)
+    assert out.shape == (1, 22)
+    assert out[0, -1] == tiny(out[:, -17:-1])[0][0, -1].argmax()
+
+
+def test_a_row_longer_than_the_block_and_heads_that_do_not_divide_are_refused_with_their_sizes(tiny):
+    with pytest.raises(ValueError, match="17 tokens.*block_size=16"):
+        tiny(torch.zeros(1, 17, dtype=torch.long))
+    with pytest.raises(ValueError, match="n_embd=10.*n_head=3"):
+        GPTConfig(n_embd=10, n_head=3)
+
+
+def test_a_damaged_or_missing_checkpoint_is_named(tmp_path):
+    (tmp_path / "bad.pt").write_bytes(b"not a checkpoint")
+    for name in ("bad.pt", "none.pt"):
+        with pytest.raises(ValueError, match=name):
+            load_checkpoint(tmp_path / name)

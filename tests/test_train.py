@@ -1,0 +1,275 @@
+"""Properties of the loop, the schedules, the files and the command line, on a run that takes a second."""
+import dataclasses
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from conftest import ROOT
+from model import GPT, GPTConfig, load_checkpoint
+
+
+ORIGINAL_NEWTON_SCHULZ = torch.optim._muon._zeropower_via_newtonschulz  # before a run in float32 replaces it
+
+
+def fresh(smoke, tmp_path):
+    """A copy of the prepared folder without arms: (settings, folder, base checkpoint)."""
+    s, folder = smoke
+    shutil.copytree(folder, tmp_path / "run", ignore=shutil.ignore_patterns("target*", "curriculum*", "ema*", "low*"))
+    shutil.copytree(folder / "data", tmp_path / "run" / "data", dirs_exist_ok=True)
+    return s, tmp_path / "run", load_checkpoint(folder / "base.pt")
+
+
+def weights(path):
+    return load_checkpoint(path)["model"]
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# ---------------------------------------------------------------------------------------------- schedule, optimizers
+def test_the_learning_rate_warms_up_falls_along_a_cosine_and_stays_on_its_floor():
+    job = train.Job("x", "target=rest", 100, 8, 1.0, warmup=10, lr_until=50, lr_floor=0.1)
+    f = [train.lr_factor(step, job) for step in range(100)]
+    assert f[0] == 0.1 and f[9] == f[10] == 1.0 and f[30] == pytest.approx(0.55) and f[50] == f[99] == pytest.approx(0.1)
+    assert all(a <= b for a, b in zip(f[:10], f[1:10])) and all(a >= b for a, b in zip(f[10:], f[11:]))
+
+
+def test_evaluation_is_dense_at_the_start_and_includes_both_ends():
+    job = dataclasses.replace(train.arm_job(train.Settings(), "target"), steps=1000)
+    assert {0, 1, 2, 4, 8, 16, 32, 64, 125, 250, 500, 1000} <= job.evaluate_at()
+
+
+def test_weight_decay_is_on_matrices_only_and_muon_takes_the_blocks_matrices_of_the_base(tiny, smoke):
+    s, _ = smoke
+    (adamw,) = train.make_optimizers(tiny, train.arm_job(s, "target"), s)
+    for group in adamw.param_groups:
+        assert all((p.dim() >= 2) == (group["weight_decay"] > 0) for p in group["params"])
+    adamw, muon = train.make_optimizers(tiny, train.base_job(s), s)
+    of_muon = {id(p) for p in muon.param_groups[0]["params"]}
+    assert of_muon == {id(p) for n, p in tiny.named_parameters() if ".h." in n and p.dim() == 2}
+    assert not of_muon & {id(p) for g in adamw.param_groups for p in g["params"]}
+
+
+def test_our_float32_orthogonalisation_is_torchs_up_to_bfloat16_rounding():
+    theirs = ORIGINAL_NEWTON_SCHULZ
+    g = torch.randn(48, 24, generator=torch.Generator().manual_seed(0))
+    args = ((3.4445, -4.7750, 2.0315), 5, 1e-7)
+    assert torch.allclose(train.newton_schulz_float32(g, *args), theirs(g, *args).float(), atol=0.05)
+
+
+# ---------------------------------------------------------------------------------------------------------- the loop
+def test_the_same_seed_twice_gives_the_same_run(smoke, tmp_path):
+    for name in ("a", "b"):
+        s, folder, base = fresh(smoke, tmp_path / name)
+        train.train(s, train.arm_job(s, "target+english"), folder, base)
+    a, b = (tmp_path / n / "run" / "target+english" for n in "ab")
+    assert equal(weights(a.with_suffix(".pt")), weights(b.with_suffix(".pt")))
+    assert a.with_suffix(".jsonl").read_text() == b.with_suffix(".jsonl").read_text()
+
+
+def test_evaluation_frequency_leaves_training_bit_identical(smoke, tmp_path, monkeypatch):
+    s, folder, base = fresh(smoke, tmp_path / "a")
+    train.train(s, train.arm_job(s, "target"), folder, base)
+    monkeypatch.setattr(train.Job, "evaluate_at", lambda self: {0, self.steps})
+    s, other, base = fresh(smoke, tmp_path / "b")
+    train.train(s, train.arm_job(s, "target"), other, base)
+    assert equal(weights(folder / "target.pt"), weights(other / "target.pt"))
+
+
+@pytest.mark.parametrize("arm", ["ema", "curriculum"])
+@pytest.mark.parametrize("stop", [1, 5, 10])
+def test_a_run_stopped_anywhere_and_resumed_equals_the_uninterrupted_one_bit_for_bit(smoke, tmp_path, arm, stop):
+    s, folder, base = fresh(smoke, tmp_path / "a")
+    whole = train.train(s, train.arm_job(s, arm), folder, base)
+    s, other, base = fresh(smoke, tmp_path / "b")
+    calls = iter(range(100))
+    part = train.train(s, train.arm_job(s, arm), other, base, stopping=lambda: next(calls) == stop)
+    assert len(part) < len(whole) and load_checkpoint(other / f"{arm}.pt")["step"] == stop
+    assert train.train(s, train.arm_job(s, arm), other, base) == whole
+    assert equal(weights(folder / f"{arm}.pt"), weights(other / f"{arm}.pt"))
+    assert (folder / f"{arm}.jsonl").read_text() == (other / f"{arm}.jsonl").read_text()
+
+
+def test_a_base_resumed_in_its_middle_equals_the_uninterrupted_one(smoke, tmp_path):
+    s, folder = smoke
+    shutil.copytree(folder / "data", tmp_path / "data")
+    shutil.copy(folder / "tokenizer.json", tmp_path)
+    calls = iter(range(100))
+    train.train(s, train.base_job(s), tmp_path, stopping=lambda: next(calls) == 3)
+    train.train(s, train.base_job(s), tmp_path)
+    assert equal(weights(folder / "base.pt"), weights(tmp_path / "base.pt"))
+
+
+def test_arms_see_the_same_tokens_in_total_and_the_curriculum_english_only_at_its_start(smoke, tmp_path):
+    s, folder, base = fresh(smoke, tmp_path)
+    s = dataclasses.replace(s, steps=20)
+    rows = {a: train.train(s, train.arm_job(s, a), folder, base)[-1] for a in ("target", "target+english", "curriculum")}
+    tokens = s.steps * s.batch_size * s.block_size
+    assert all(r["tokens_target"] + r["tokens_english"] == tokens for r in rows.values())
+    assert rows["target"]["tokens_english"] == 0
+    assert rows["target+english"]["tokens_english"] == pytest.approx(0.2 * tokens, abs=s.block_size)
+    assert rows["curriculum"]["tokens_english"] == pytest.approx(0.02 * tokens, abs=s.block_size)
+
+
+def test_ema_at_every_step_and_the_low_learning_rate_are_one_run(smoke, tmp_path):
+    s, folder, base = fresh(smoke, tmp_path)
+    for arm in ("ema", "low-lr"):
+        train.train(s, train.arm_job(s, arm), folder, base)
+    a, b = weights(folder / "ema.pt"), weights(folder / "low-lr.pt")
+    assert max((a[k] - b[k]).abs().max().item() for k in a) < 1e-5
+
+
+def test_the_model_overfits_one_batch():
+    torch.manual_seed(0)
+    model, x = GPT(GPTConfig(20, 16, 2, 2, 32)), torch.randint(20, (4, 17))
+    s = train.Settings(dtype="float32")
+    optimizers = train.make_optimizers(model, train.base_job(s), s)
+    for _ in range(150):
+        loss = model(x[:, :-1], x[:, 1:])[1]
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    assert loss.item() < 0.05
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(smoke, tmp_path):
+    s, folder, base = fresh(smoke, tmp_path)
+    job = train.arm_job(s, "target")
+    calls = iter(range(100))
+    train.train(s, job, folder, base, stopping=lambda: next(calls) == 5)
+    good = (folder / "target.pt").read_bytes()
+    ckpt = load_checkpoint(folder / "target.pt")
+    ckpt["model"]["transformer.wpe.weight"].fill_(float("nan"))
+    torch.save(ckpt, folder / "target.pt")
+    with pytest.raises(ValueError, match="not finite.*step .*target.pt"):
+        train.train(s, job, folder, base)
+    (folder / "target.pt").write_bytes(good)
+    assert train.train(s, job, folder, base)[-1]["step"] == s.steps
+
+
+def test_a_base_below_its_gate_stops_the_study_with_the_number():
+    with pytest.raises(ValueError, match="41.2%.*Copain.*60%"):
+        train.gate(train.Settings(), [{"copain": 41.2, "label_english": 99.0}])
+
+
+# ------------------------------------------------------------------------------------------------------ command line
+def run(tmp_path, *flags, script="train.py"):
+    return subprocess.run([sys.executable, ROOT / script, *flags], cwd=tmp_path, capture_output=True, text=True,
+                          timeout=100)
+
+
+SMOKE = ("--preset", "smoke", "--device", "cpu", "--dtype", "float32", "--documents", "300", "--base_steps", "6", "--steps",
+         "12", "--copain_items", "3", "--label_items", "6")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """The whole study from a subprocess, with two seeds."""
+    path = tmp_path_factory.mktemp("study")
+    return path, run(path, *SMOKE, "--seeds", "2")
+
+
+def test_the_study_runs_end_to_end_and_leaves_its_files(study):
+    path, done = study
+    assert done.returncode == 0, done.stderr
+    folder = path / "runs" / "smoke"
+    for name in ("settings.json", "metrics.jsonl", "report.md", "summary.json", "figure.png", "seed0/base.pt",
+                 "seed1/ema.pt", "seed1/tokenizer.json"):
+        assert (folder / name).stat().st_size > 0, name
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert {(r["arm"], r["seed"]) for r in rows} == {(arm, seed) for arm in train.ARMS for seed in (0, 1)}
+    claims = json.loads((folder / "summary.json").read_text())["claims"]
+    assert [c["id"] for c in claims] == ["C1", "C2", "C3", "C4", "C5", "C6"]
+    assert {c["verdict"] for c in claims} <= {"reproduced", "partly", "not reproduced", "inconclusive"}
+    assert "mean nothing" in done.stdout and "mean nothing" in (folder / "report.md").read_text()
+    assert all(c["id"] in done.stdout for c in claims) and "figure.png" in done.stdout
+
+
+def test_rerunning_a_finished_study_trains_nothing_and_the_report_is_a_pure_function_of_the_log(study):
+    path, _ = study
+    folder = path / "runs" / "smoke"
+    before = {p: p.stat().st_mtime_ns for p in folder.glob("seed*/*.pt")}
+    text = [(folder / n).read_bytes() for n in ("report.md", "summary.json", "metrics.jsonl")]
+    assert run(path, *SMOKE, "--seeds", "2").returncode == 0
+    assert {p: p.stat().st_mtime_ns for p in folder.glob("seed*/*.pt")} == before
+    assert run(path, "--report", "runs/smoke", script="bench.py").returncode == 0
+    assert [(folder / n).read_bytes() for n in ("report.md", "summary.json", "metrics.jsonl")] == text
+
+
+def test_a_checkpoint_can_be_benchmarked_and_sampled_and_an_arm_run_from_a_given_base(study):
+    path, _ = study
+    done = run(path, "runs/smoke/seed0/ema.pt", script="bench.py")
+    assert done.returncode == 0 and "copain" in done.stdout, done.stderr
+    done = run(path, "--sample", "runs/smoke/seed0/ema.pt", "--language", "english")
+    assert done.returncode == 0 and done.stdout.strip(), done.stderr
+    done = run(path, *SMOKE, "--only", "low-lr", "--init", "runs/smoke/seed1/base.pt", "--name", "one")
+    assert done.returncode == 0 and (path / "runs/one/seed1/low-lr.pt").exists(), done.stderr
+    assert not (path / "runs/one/seed1/base.pt").exists()
+
+
+def test_a_study_that_is_interrupted_leaves_no_child_says_how_to_continue_and_continues(tmp_path):
+    flags = [sys.executable, ROOT / "train.py", *SMOKE, "--steps", "3000", "--checkpoint_every", "5"]
+    process = subprocess.Popen(flags, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+                               start_new_session=True)
+    folder, deadline = tmp_path / "runs/smoke/seed0", time.time() + 60
+    while time.time() < deadline and not len(list(folder.glob("*.pt"))) == 6:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and "to continue: python train.py --preset smoke" in err
+    steps = {p.stem: load_checkpoint(p)["step"] for p in folder.glob("*.pt") if p.stem != "base"}
+    assert len(steps) == 5 and all(0 < step < 3000 for step in steps.values())
+    with pytest.raises(ProcessLookupError):  # raised once the last process of the group is gone
+        for _ in range(100):
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--stepz", "5"], "--stepz.*--steps"), (["--preset", "huge"], "huge.*laptop"), (["--steps", "many"], "steps.*many"),
+    (["--steps", "0"], "steps is 0.*above 0"), (["--lr", "nan"], "lr is nan"), (["--warmup", "2"], "warmup is 2.0"),
+    (["--only", "taget"], "taget.*target"), (["--init", "none.pt"], "none.pt"), (["--n_head", "3"], "n_embd=32.*n_head=3"),
+    (["--device", "tpu"], "tpu.*cpu"), (["--dtype", "int8"], "int8.*float32"), (["--sample", "none.pt"], "none.pt"),
+    (["--target_order", "SVX"], "SVX"), (["--block_size", "16"], "block_size"), (["--cognates", "-1"], "cognates"),
+    (["--base_curriculum", "english=rest french=constant(0.1)"], "french.*english")])
+def test_a_mistake_gets_one_line_exit_code_2_and_no_traceback(tmp_path, flags, words, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as e:
+        train.main([*SMOKE, *flags])
+    err = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert e.value.code == 2 and len(err) == 1
+    import re
+    assert re.search(words, err[0]), err[0]
+
+
+def test_a_run_folder_of_other_settings_is_refused_and_left_as_it_was(study):
+    path, _ = study
+    before = (path / "runs/smoke/settings.json").read_text()
+    done = run(path, *SMOKE, "--lr", "0.001")
+    assert done.returncode == 2 and "lr 0.005 there, 0.001 here" in done.stderr and "Traceback" not in done.stderr
+    assert (path / "runs/smoke/settings.json").read_text() == before
+
+
+@pytest.mark.parametrize("script, flags, words", [
+    ("data.py", [], "--- english, lists"), ("bench.py", ["--show"], "--- max_integer_in_list"), ("model.py", [], "124,439,808"),
+    ("train.py", ["--help"], "--seeds")])
+def test_every_file_has_something_to_show(tmp_path, script, flags, words):
+    done = run(tmp_path, *flags, script=script)
+    assert done.returncode == 0 and words in done.stdout, done.stderr
+
+
+def test_a_report_of_nothing_says_so(tmp_path):
+    done = run(tmp_path, "--report", "runs/none", script="bench.py")
+    assert done.returncode == 2 and "runs/none" in done.stderr and "Traceback" not in done.stderr
