@@ -100,15 +100,15 @@ def make_language(name, seed, order="SOV", cognates=0.25):
 
 
 # --------------------------------------------------------------------------------------------------------- patterns
-# A rule maps a list of elements to one of them. The seven names of Copain, as in its dataset, and four more that only
+# A rule maps a list of elements to one of them. The seven names of Copain, as in its dataset, and two more that only
 # training documents use.
 COPAIN_TASKS = ["max_integer_in_list", "min_integer_in_list", "median_integer_in_list", "even_integer_in_odd_group",
                 "odd_integer_in_even_group", "first_character_in_list", "last_character_in_list"]
-TRAINING_RULES = COPAIN_TASKS + ["first_element", "second_element", "last_element", "repeated_element"]
+TRAINING_RULES = COPAIN_TASKS + ["first_element", "last_element"]
 
 
 def draw_list(rng, rule, max_integer, length=3):
-    """(elements, answer) of one line of a rule: strings, the elements distinct except in `repeated_element`."""
+    """(elements, answer) of one line of a rule, as strings; the elements are distinct."""
     integers = range(max_integer + 1)
     if rule.endswith("_group"):       # one even among odd integers, or the reverse
         odd_one = 0 if rule.startswith("even") else 1
@@ -120,13 +120,8 @@ def draw_list(rng, rule, max_integer, length=3):
         xs = rng.sample(LETTERS, length)
     else:
         xs = rng.sample(integers, length)
-    if rule == "repeated_element":
-        i, j = rng.sample(range(length), 2)
-        answer = xs[j] = xs[i]
-    elif "element" in rule:
-        answer = xs[{"first": 0, "second": 1, "last": -1}[rule.split("_")[0]]]
-    else:
-        answer = sorted(xs)[{"min": 0, "first": 0, "median": length // 2, "max": -1, "last": -1}[rule.split("_")[0]]]
+    place = {"min": 0, "first": 0, "median": length // 2, "max": -1, "last": -1}[rule.split("_")[0]]
+    answer = xs[place] if "element" in rule else sorted(xs)[place]
     return [str(x) for x in xs], str(answer)
 
 
@@ -171,10 +166,11 @@ def draw_format(rng):
 @dataclass(frozen=True)
 class World:
     """What the corpora are made of. A share is a share of the documents of a corpus."""
-    max_integer: int = 29
+    max_integer: int = 19
     list_lengths: tuple = (3,)
     targets: tuple = (("target", 0, "SOV", .25),)  # name, seed, word order, share of cognates of each target language
-    english_shares: tuple = (("prose", .28), ("lists", .47), ("labels", .19), ("same_category", .03), ("repeats", .03))
+    english_shares: tuple = (("prose", .20), ("lists", .58), ("labels", .17), ("same_category", .025),
+                             ("repeats", .025))
     target_shares: tuple = (("prose", .94), ("lists", .005), ("integer_labels", .005), ("same_category", .025),
                             ("repeats", .025))
 
@@ -209,7 +205,7 @@ def prose(rng, world, lang):
 
 
 def lists(rng, world, lang):
-    """One list rule over 5 to 9 lines: where Copain's rules, and first, second, last, repeated, are learned."""
+    """One list rule over 5 to 9 lines: where Copain's rules, and first and last, are learned."""
     rule, fmt = rng.choice(TRAINING_RULES), draw_format(rng)
     length = rng.choice(world.list_lengths)
     lines = [draw_training_list(rng, rule, world.max_integer, length) for _ in range(rng.randint(5, 9))]

@@ -73,7 +73,7 @@ class Settings:
     only: str = ""                # 'base', or names of arms separated by commas; by default everything
     init: str = ""                # a base checkpoint to start the arms from, instead of pretraining one
     # the world
-    max_integer: int = 29         # integers in lists run from 0 to this
+    max_integer: int = 19         # integers in lists run from 0 to this
     list_lengths: tuple = (3,)    # elements in a training list
     target_order: str = "SOV"     # word order of the target language
     cognates: float = 0.25        # share of its nouns that are spelled as in English

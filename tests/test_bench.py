@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import bench
-from bench import Benchmark, Estimate, Item, choice_logprobs, copain_chance, copain_items, greedy_answers, label_items
-from data import COPAIN_TASKS, list_line, make_language
+from bench import Benchmark, Estimate, choice_logprobs, copain_chance, copain_items, greedy_answers, label_items
+from data import COPAIN_TASKS, list_line
 from model import GPT, GPTConfig
 
 BENCH = dict(n_copain=30, n_label=40)
