@@ -6,7 +6,7 @@ The label task is the downstream task: name the kind of a noun by a letter, give
 meaning of words; in the target language only target text can have taught the words.
 
     python bench.py --show                        every kind of prompt, to put on a slide
-    python bench.py runs/laptop/seed0/ema.pt      benchmarks a checkpoint
+    python bench.py runs/laptop/seed1337/ema.pt      benchmarks a checkpoint
     python bench.py --report runs/laptop          draws report.md, summary.json and figure.png from metrics.jsonl again
 """
 import argparse

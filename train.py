@@ -5,7 +5,7 @@
     python train.py --seeds 5                        five times, base included; means and 95% intervals
     python train.py --only base                      pretraining alone
     python train.py --only ema --init PATH/base.pt   one arm from a given base
-    python train.py --sample runs/laptop/seed0/ema.pt
+    python train.py --sample runs/laptop/seed1337/ema.pt
     python train.py --help                           every setting
 
 Rerunning a command continues what was interrupted. Elhady et al. 2025 is "the paper" below.
@@ -23,6 +23,7 @@ import multiprocessing as mp
 import os
 import platform
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -67,7 +68,7 @@ class Settings:
     # the study
     preset: str = ""              # laptop, gpu or smoke; by default gpu where CUDA is found, else laptop
     name: str = ""                # the run's folder under runs/; by default the preset's name
-    seed: int = 0                 # the first seed: of the world, the initial weights and the order of the data
+    seed: int = 1337              # the first seed: of the world, the initial weights and the order of the data
     seeds: int = 1                # how many seeds, one after another, base included
     bench_seed: int = 1234        # of the benchmark's items, the same for every seed and arm
     only: str = ""                # 'base', or names of arms separated by commas; by default everything
@@ -76,7 +77,7 @@ class Settings:
     max_integer: int = 19         # integers in lists run from 0 to this
     list_lengths: tuple = (3,)    # elements in a training list
     target_order: str = "SOV"     # word order of the target language
-    cognates: float = 0.25        # share of its nouns that are spelled as in English
+    cognates: float = 0.4         # share of its nouns that are spelled as in English
     documents: int = 40_000       # in the corpus of each language
     vocab_size: int = 2048        # at most; the toy world needs fewer
     # the model
@@ -91,7 +92,7 @@ class Settings:
     muon_lr: float = 0.02
     base_lr: float = 3e-3
     base_warmup: int = 50         # steps
-    gate_copain: float = 60.0     # percent; below it there is no ICL to lose, and the study stops
+    gate_copain: float = 50.0     # percent; below it there is no ICL to lose, and the study stops
     gate_label: float = 90.0      # percent, English label task
     # continued pretraining: AdamW as in the paper
     steps: int = 1000
@@ -118,8 +119,8 @@ class Settings:
 
 PRESETS = {
     "laptop": {},
-    "gpu": dict(max_integer=99, list_lengths=(3, 4, 5), documents=1_000_000, n_layer=8, n_head=8, n_embd=384,
-                block_size=128, base_steps=12_000, base_batch_size=128, steps=4000, batch_size=64, lr=1e-3,
+    "gpu": dict(max_integer=99, list_lengths=(3, 4, 5), documents=400_000, n_layer=8, n_head=8, n_embd=384,
+                block_size=128, base_steps=8000, base_batch_size=128, steps=4000, batch_size=64, lr=1e-3,
                 base_lr=1e-3, base_warmup=200, checkpoint_every=1000),
     "smoke": dict(documents=1500, n_layer=2, n_head=2, n_embd=32, base_steps=40, base_batch_size=8, base_warmup=5,
                   steps=24, batch_size=8, gate_copain=0, gate_label=0, copain_items=10, label_items=20,
@@ -371,7 +372,7 @@ def arm_process(s, name, folder, base_path, threads, messages):
 def run_arms(s, names, folder, base_path):
     """Runs the arms that are not finished side by side, one process each, under one progress bar.
 
-    Raises RuntimeError naming the arms that failed, after the others have finished; KeyboardInterrupt if stopped.
+    Raises ChildProcessError naming the arms that failed, after the others have finished; KeyboardInterrupt if stopped.
     """
     done = {n: load_checkpoint(folder / f"{n}.pt")["step"] if (folder / f"{n}.pt").exists() else 0 for n in names}
     names = [n for n in names if done[n] < s.steps]
@@ -405,7 +406,7 @@ def run_arms(s, names, folder, base_path):
     failed = [f"{n}: {errors.get(n, f'the process ended with exit code {child.exitcode}')}"
               for n, child in children.items() if child.exitcode]
     if failed:
-        raise RuntimeError("arms failed: " + "; ".join(failed) + " -- rerun the same command to continue")
+        raise ChildProcessError("arms failed: " + "; ".join(failed) + " -- rerun the same command to continue")
     if any(load_checkpoint(folder / f"{n}.pt")["step"] < s.steps for n in names):
         raise KeyboardInterrupt
 
@@ -506,7 +507,7 @@ def say_plan(s, names):
 
 def open_run(s, run, machine):
     """Makes the run's folder, or checks that it belongs to the same settings; records them."""
-    path, free = run / "settings.json", {"seeds", "only", "device"}
+    path, free = run / "settings.json", {"seeds", "only"}
     if path.exists():
         old = json.loads(path.read_text())["settings"]
         new = json.loads(json.dumps(asdict(s)))
@@ -579,8 +580,8 @@ def parse_flags(argv):
     parser.add_argument("--sample", metavar="CHECKPOINT", help="print documents sampled from a checkpoint, and stop")
     parser.add_argument("--language", default="target", help="of the sampled documents")
     parser.add_argument("--prompt", default="", help="text that the sampled documents begin with")
-    flags, unknown = parser.parse_known_args([a.replace("-", "_").replace("__", "--", 1) if a.startswith("--") else a
-                                              for a in argv])
+    dashes = lambda m: m[0].replace("-", "_")  # --base-steps is --base_steps
+    flags, unknown = parser.parse_known_args([re.sub(r"(?<=^--)[^=]+", dashes, a) for a in argv])
     if unknown:
         known = [f.name for f in dataclasses.fields(Settings)]
         near = difflib.get_close_matches(unknown[0].lstrip("-").split("=")[0], known, 1, 0)
@@ -613,8 +614,9 @@ def main(argv=None):
             sample(flags.sample, flags.language, flags.prompt)
         else:
             study(s)
-    except (ValueError, OSError, RuntimeError) as e:
-        sys.exit(f"error: {e}") if isinstance(e, RuntimeError) else (print(f"error: {e}", file=sys.stderr), sys.exit(2))
+    except (ValueError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(1 if isinstance(e, ChildProcessError) else 2)
     except KeyboardInterrupt:
         print(f"\nstopped; to continue: python train.py {' '.join(sys.argv[1:])}", file=sys.stderr)
         sys.exit(130)

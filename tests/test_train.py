@@ -160,7 +160,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 
 
 def test_a_base_below_its_gate_stops_the_study_with_the_number():
-    with pytest.raises(ValueError, match="41.2%.*Copain.*60%"):
+    with pytest.raises(ValueError, match="41.2%.*Copain.*50%"):
         train.gate(train.Settings(), [{"copain": 41.2, "label_english": 99.0}])
 
 
@@ -185,11 +185,11 @@ def test_the_study_runs_end_to_end_and_leaves_its_files(study):
     path, done = study
     assert done.returncode == 0, done.stderr
     folder = path / "runs" / "smoke"
-    for name in ("settings.json", "metrics.jsonl", "report.md", "summary.json", "figure.png", "seed0/base.pt",
-                 "seed1/ema.pt", "seed1/tokenizer.json"):
+    for name in ("settings.json", "metrics.jsonl", "report.md", "summary.json", "figure.png", "seed1337/base.pt",
+                 "seed1338/ema.pt", "seed1338/tokenizer.json"):
         assert (folder / name).stat().st_size > 0, name
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert {(r["arm"], r["seed"]) for r in rows} == {(arm, seed) for arm in train.ARMS for seed in (0, 1)}
+    assert {(r["arm"], r["seed"]) for r in rows} == {(arm, seed) for arm in train.ARMS for seed in (1337, 1338)}
     claims = json.loads((folder / "summary.json").read_text())["claims"]
     assert [c["id"] for c in claims] == ["C1", "C2", "C3", "C4", "C5", "C6"]
     assert {c["verdict"] for c in claims} <= {"reproduced", "partly", "not reproduced", "inconclusive"}
@@ -210,20 +210,20 @@ def test_rerunning_a_finished_study_trains_nothing_and_the_report_is_a_pure_func
 
 def test_a_checkpoint_can_be_benchmarked_and_sampled_and_an_arm_run_from_a_given_base(study):
     path, _ = study
-    done = run(path, "runs/smoke/seed0/ema.pt", script="bench.py")
+    done = run(path, "runs/smoke/seed1337/ema.pt", script="bench.py")
     assert done.returncode == 0 and "copain" in done.stdout, done.stderr
-    done = run(path, "--sample", "runs/smoke/seed0/ema.pt", "--language", "english")
+    done = run(path, "--sample", "runs/smoke/seed1337/ema.pt", "--language", "english")
     assert done.returncode == 0 and done.stdout.strip(), done.stderr
-    done = run(path, *SMOKE, "--only", "low-lr", "--init", "runs/smoke/seed1/base.pt", "--name", "one")
-    assert done.returncode == 0 and (path / "runs/one/seed1/low-lr.pt").exists(), done.stderr
-    assert not (path / "runs/one/seed1/base.pt").exists()
+    done = run(path, *SMOKE, "--only", "low-lr", "--init", "runs/smoke/seed1338/base.pt", "--name", "one")
+    assert done.returncode == 0 and (path / "runs/one/seed1338/low-lr.pt").exists(), done.stderr
+    assert not (path / "runs/one/seed1338/base.pt").exists()
 
 
 def test_a_study_that_is_interrupted_leaves_no_child_says_how_to_continue_and_continues(tmp_path):
     flags = [sys.executable, ROOT / "train.py", *SMOKE, "--steps", "3000", "--checkpoint_every", "5"]
     process = subprocess.Popen(flags, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
                                start_new_session=True)
-    folder, deadline = tmp_path / "runs/smoke/seed0", time.time() + 60
+    folder, deadline = tmp_path / "runs/smoke/seed1337", time.time() + 60
     while time.time() < deadline and not len(list(folder.glob("*.pt"))) == 6:
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
