@@ -169,7 +169,7 @@ class World:
     max_integer: int = 19
     list_lengths: tuple = (3,)
     targets: tuple = (("target", 0, "SOV", .4),)  # name, seed, word order, share of cognates of each target language
-    english_shares: tuple = (("prose", .28), ("lists", .50), ("labels", .18), ("same_category", .02),
+    english_shares: tuple = (("prose", .25), ("lists", .53), ("labels", .18), ("same_category", .02),
                              ("repeats", .02))
     target_shares: tuple = (("prose", .943), ("lists", .004), ("labels", .003), ("same_category", .025),
                             ("repeats", .025))

@@ -86,21 +86,21 @@ class Settings:
     n_embd: int = 64
     block_size: int = 64
     # pretraining of the base: Muon on the matrices of the blocks, AdamW on the rest
-    base_steps: int = 3000
+    base_steps: int = 2800
     base_batch_size: int = 32
-    base_curriculum: str = "english=rest target=constant(0.003)"  # real base models have seen a little of everything
+    base_curriculum: str = "english=rest target=constant(0.005)"  # real base models have seen a little of everything
     muon_lr: float = 0.02
     base_lr: float = 3e-3
     base_warmup: int = 50         # steps
     gate_copain: float = 50.0     # percent; below it there is no ICL to lose, and the study stops
     gate_label: float = 90.0      # percent, English label task
     # continued pretraining: AdamW as in the paper
-    steps: int = 1000
+    steps: int = 1600
     batch_size: int = 16
     lr: float = 5e-3              # peak
     warmup: float = 0.01          # share of the steps
-    lr_until: float = 0.5         # share of the steps at which the cosine has reached its floor
-    lr_floor: float = 0.1         # share of the peak
+    lr_until: float = 0.3         # share of the steps at which the cosine has reached its floor
+    lr_floor: float = 0.05        # share of the peak
     weight_decay: float = 0.1     # on matrices only
     grad_clip: float = 1.0
     # evaluation
@@ -201,17 +201,19 @@ def make_optimizers(model, job, s):
 
 
 # ---------------------------------------------------------------------------------------------------- files of a run
-def write_atomically(path, write):
+def write_atomically(path, write, flush=True):
     """write(temporary path), flushed to disk, then renamed: the old file or the new one is there, never half of it."""
     tmp = path.with_name(path.name + ".tmp")
     write(tmp)
-    with open(tmp, "rb+") as f:
-        os.fsync(f.fileno())
+    if flush:
+        with open(tmp, "rb+") as f:
+            os.fsync(f.fileno())
     os.replace(tmp, path)
 
 
 def write_lines(path, rows):
-    write_atomically(path, lambda p: p.write_text("".join(json.dumps(row) + "\n" for row in rows)))
+    """A log, not flushed to disk: checkpoints hold its rows, too."""
+    write_atomically(path, lambda p: p.write_text("".join(json.dumps(row) + "\n" for row in rows)), flush=False)
 
 
 def prepare(s, folder, tokenizer=None):
@@ -251,22 +253,21 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
     base: the checkpoint that CPT starts from; None trains from random weights. tell(step, mean loss since the last
     evaluation) is called now and then; when stopping() turns true, a checkpoint is written and the rows so far return.
     """
-    path = folder / f"{job.name}.pt"
+    path, device = folder / f"{job.name}.pt", s.device
     tok = Tokenizer.from_json((folder / "tokenizer.json").read_text())
+    curriculum, mixture = Curriculum(job.curriculum), Mixture(open_data(folder, "train"), s.block_size,
+                                                              s.seed * 2 + (base is not None))
     benchmark = bench.Benchmark(s.world(), tok, s.copain_items, s.label_items, s.bench_seed)
     validation = open_data(folder, "val")
-    curriculum = Curriculum(job.curriculum)
-    autocast = torch.autocast(s.device, torch.bfloat16, enabled=s.dtype == "bfloat16")
-
     torch.manual_seed(s.seed)
     config = GPTConfig(tok.vocab_size, s.block_size, s.n_layer, s.n_head, s.n_embd)
-    model = (model_from_checkpoint(base) if base else GPT(config)).to(s.device)
+    model = (model_from_checkpoint(base) if base else GPT(config)).to(device)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    mixture = Mixture(open_data(folder, "train"), s.block_size, s.seed * 2 + (base is not None))
     optimizers = make_optimizers(model, job, s)
     ema = InLoopEMA(model, job.ema_alpha, job.ema_every) if job.ema_alpha else None
-    start, rows, loss_sum, n_losses = 0, [], torch.zeros((), device=s.device), 0
-    tokens = dict.fromkeys(mixture.sources, 0)
+    autocast = torch.autocast(device, torch.bfloat16, enabled=s.dtype == "bfloat16")
+    start, rows, tokens = 0, [], dict.fromkeys(mixture.sources, 0)
+    loss_sum, n_losses = torch.zeros((), device=device), 0  # since the last evaluation; the sum waits on the device
 
     if path.exists():
         ckpt = load_checkpoint(path)
@@ -275,54 +276,56 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
                       if v != asdict(job).get(k)]
             raise ValueError(f"{path} was made by another {job.name}: {'; '.join(differ)}: choose another --name")
         start, rows, tokens, n_losses = ckpt["step"], ckpt["rows"], ckpt["tokens"], ckpt["n_losses"]
-        model.load_state_dict(ckpt["model"])
         loss_sum.fill_(ckpt["loss_sum"])
-        if start < job.steps:
-            for optimizer, state in zip(optimizers, ckpt["optimizers"]):
-                optimizer.load_state_dict(state)
-            if ema:
-                ema.load_state_dict(ckpt["ema"])
+        model.load_state_dict(ckpt["model"])
+        for optimizer, state in zip(optimizers, ckpt["optimizers"]):
+            optimizer.load_state_dict(state)
+        if ema:
+            ema.load_state_dict(ckpt["ema"])
+
+    def measure(step):
+        row = {"arm": job.name, "seed": s.seed, "step": step, "lr": job.lr * lr_factor(step, job),
+               "train_loss": mean_loss(step) if n_losses else None, **{f"tokens_{k}": n for k, n in tokens.items()}}
+        if base and step == 0:  # the same model and the same benchmark as in the last row of the base
+            return {**base["rows"][-1], **row, "shift_l2": 0.0, "shift_relative": 0.0}
+        with autocast:
+            return row | bench.evaluate(model, benchmark, validation, before, s.validation_blocks, step == job.steps)
+
+    def mean_loss(step):
+        mean = loss_sum.item() / n_losses
+        if not math.isfinite(mean):
+            raise ValueError(f"{job.name}: the loss is {mean} at or up to 10 steps before step {step}; last good "
+                             f"checkpoint: {path if path.exists() else 'none'}. Lower --lr, under another --name")
+        return mean
 
     def save(step):
-        if not torch.isfinite(loss_sum):
-            raise ValueError(f"{job.name}: the loss is not finite at or before step {step}; the last good checkpoint is "
-                            f"{path if path.exists() else 'none'}: lower --lr and rerun under another --name")
-        state = {"config": asdict(model.config), "settings": asdict(s), "job": asdict(job), "world": asdict(s.world()),
-                 "benchmark": [s.copain_items, s.label_items, s.bench_seed], "tokenizer": tok.to_json(), "model": model.state_dict(), "step": step, "rows": rows, "tokens": tokens,
-                 "loss_sum": loss_sum.item(), "n_losses": n_losses}
-        if step < job.steps:
-            state |= {"optimizers": [o.state_dict() for o in optimizers], "ema": ema and ema.state_dict()}
+        if n_losses:
+            mean_loss(step)  # refuses to save what is not finite
+        state = {"job": asdict(job), "settings": asdict(s), "config": asdict(config), "world": asdict(s.world()),
+                 "benchmark": [s.copain_items, s.label_items, s.bench_seed], "tokenizer": tok.to_json(),
+                 "step": step, "rows": rows, "tokens": tokens, "loss_sum": loss_sum.item(), "n_losses": n_losses,
+                 "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers],
+                 "ema": ema.state_dict() if ema else None}
         write_atomically(path, lambda p: torch.save(state, p))
         write_lines(path.with_suffix(".jsonl"), rows)
 
     for step in range(start, job.steps + 1):
-        if step in job.evaluate_at() and not (rows and rows[-1]["step"] == step):
-            row = {"arm": job.name, "seed": s.seed, "step": step, "lr": job.lr * lr_factor(step, job),
-                   "train_loss": loss_sum.item() / n_losses if n_losses else None,
-                   **{f"tokens_{name}": n for name, n in tokens.items()}}
-            if base and step == 0:  # the base's own last row: the same model, the same benchmark
-                metrics = {k: v for k, v in base["rows"][-1].items() if k not in row}
-            else:
-                with autocast:
-                    metrics = bench.evaluate(model, benchmark, validation, before, s.validation_blocks,
-                                             baselines=step == job.steps)
-            if step == 0 and base:
-                metrics |= {"shift_l2": 0.0, "shift_relative": 0.0}
-            rows.append(row | metrics)
+        if step in job.evaluate_at() and all(row["step"] < step for row in rows):
+            rows.append(measure(step))
+            write_lines(path.with_suffix(".jsonl"), rows)
             loss_sum.zero_()
             n_losses = 0
-            write_lines(path.with_suffix(".jsonl"), rows)
-        if step == job.steps or stopping():
-            break
-        if step % s.checkpoint_every == 0 and step > start:
+        ending = step == job.steps or stopping()
+        if ending or (step > start and step % s.checkpoint_every == 0):
             save(step)
+        if ending:
+            return rows
 
         for group in (g for optimizer in optimizers for g in optimizer.param_groups):
             group["lr"] = group["peak_lr"] * lr_factor(step, job)
         x, y, source = mixture.batch(step, job.batch_size, curriculum.weights(step, job.steps))
-        x, y = torch.from_numpy(x).to(s.device, non_blocking=True), torch.from_numpy(y).to(s.device, non_blocking=True)
         with autocast:
-            _, loss = model(x, y)
+            _, loss = model(torch.from_numpy(x).to(device), torch.from_numpy(y).to(device))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), s.grad_clip)
         for optimizer in optimizers:
@@ -336,11 +339,7 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
         for name in source:
             tokens[name] += s.block_size
         if (step + 1) % 10 == 0:
-            tell(step + 1, loss_sum.item() / n_losses)
-            if not torch.isfinite(loss_sum):
-                save(step + 1)  # refuses, and says so
-    save(step)
-    return rows
+            tell(step + 1, mean_loss(step + 1))
 
 
 # -------------------------------------------------------------------------------------------------------- processes
