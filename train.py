@@ -88,7 +88,7 @@ class Settings:
     # pretraining of the base: Muon on the matrices of the blocks, AdamW on the rest
     base_steps: int = 2800
     base_batch_size: int = 32
-    base_curriculum: str = "english=rest target=constant(0.005)"  # real base models have seen a little of everything
+    base_curriculum: str = "english=rest target=constant(0.01)"   # real base models have seen a little of everything
     muon_lr: float = 0.02
     base_lr: float = 3e-3
     base_warmup: int = 50         # steps
