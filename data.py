@@ -171,7 +171,7 @@ class World:
     targets: tuple = (("target", 0, "SOV", .4),)  # name, seed, word order, share of cognates of each target language
     english_shares: tuple = (("prose", .25), ("lists", .53), ("labels", .18), ("same_category", .02),
                              ("repeats", .02))
-    target_shares: tuple = (("prose", .943), ("lists", .004), ("labels", .003), ("same_category", .025),
+    target_shares: tuple = (("prose", .9455), ("lists", .003), ("labels", .0015), ("same_category", .025),
                             ("repeats", .025))
 
     def languages(self):

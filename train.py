@@ -86,16 +86,16 @@ class Settings:
     n_embd: int = 64
     block_size: int = 64
     # pretraining of the base: Muon on the matrices of the blocks, AdamW on the rest
-    base_steps: int = 2800
+    base_steps: int = 2600
     base_batch_size: int = 32
-    base_curriculum: str = "english=rest target=constant(0.01)"   # real base models have seen a little of everything
+    base_curriculum: str = "english=rest target=constant(0.007)"  # real base models have seen a little of everything
     muon_lr: float = 0.02
     base_lr: float = 3e-3
     base_warmup: int = 50         # steps
     gate_copain: float = 50.0     # percent; below it there is no ICL to lose, and the study stops
     gate_label: float = 90.0      # percent, English label task
     # continued pretraining: AdamW as in the paper
-    steps: int = 1600
+    steps: int = 1400
     batch_size: int = 16
     lr: float = 5e-3              # peak
     warmup: float = 0.01          # share of the steps

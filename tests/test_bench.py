@@ -110,7 +110,7 @@ def test_a_random_picker_scores_the_chance_line_and_only_wrong_elements(world, t
         return rng.choice(prompt.rsplit("\n", 1)[-1].replace("=>", "").replace(";", "").split())
 
     picks = {}
-    row = b.copain_scores(Scripted(tok, lambda p: picks.setdefault(p, pick(p) if p.strip() else "?")))
+    row = b.copain_scores(Scripted(tok, lambda p: picks.setdefault(p, pick(p) if p.strip() else "?")), b.copain)
     assert copain_chance() == pytest.approx(100 * (5 / 3 + 2 / 4) / 7)
     assert abs(row["copain"] - copain_chance()) < 3 * 100 * math.sqrt(0.31 * 0.69 / 210)
     assert row["copain_not_in_list"] == 0
