@@ -103,10 +103,10 @@ def _batches(rows, device, max_tokens=4096):
 
 @torch.no_grad()
 def greedy_answers(model, tok, prompts, max_new_tokens):
-    """Decodes all prompts (lists of token ids) greedily up to the end of the line; a list of strings, where None is an
-    answer that did not end within max_new_tokens."""
+    """Decodes all prompts (lists of token ids) greedily up to the end of the line or of the document; a list of
+    strings, where None is an answer that did not end within max_new_tokens."""
     device = next(model.parameters()).device
-    ends = {i for i, token in enumerate(tok.ranks) if b"\n" in token} | {tok.eot} | set(tok.encode(";"))
+    ends = {i for i, token in enumerate(tok.ranks) if b"\n" in token} | {tok.eot}
     rows, open_rows = [list(p) for p in prompts], list(range(len(prompts)))
     for _ in range(max_new_tokens):
         following = {}
@@ -118,8 +118,7 @@ def greedy_answers(model, tok, prompts, max_new_tokens):
         open_rows = [i for i in open_rows if following[i] not in ends]
         if not open_rows:
             break
-    return [None if i in set(open_rows) else tok.decode(row[len(p):-1]).strip()
-            for i, (row, p) in enumerate(zip(rows, prompts))]
+    return [tok.decode(row[len(p):-1]).strip() if row[-1] in ends else None for row, p in zip(rows, prompts)]
 
 
 @torch.no_grad()

@@ -294,8 +294,8 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
     def mean_loss(step):
         mean = loss_sum.item() / n_losses
         if not math.isfinite(mean):
-            raise ValueError(f"{job.name}: the loss is {mean} at or up to 10 steps before step {step}; last good "
-                             f"checkpoint: {path if path.exists() else 'none'}. Lower --lr, under another --name")
+            raise ValueError(f"{job.name}: the loss became {mean} by step {step}; last good checkpoint: "
+                             f"{path if path.exists() else 'none'}. Lower --lr, under another --name")
         return mean
 
     def save(step):
@@ -338,7 +338,7 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
         n_losses += 1
         for name in source:
             tokens[name] += s.block_size
-        if (step + 1) % 10 == 0:
+        if device == "cpu" or (step + 1) % 10 == 0:  # on a GPU, to look at the loss is to wait for it
             tell(step + 1, mean_loss(step + 1))
 
 
@@ -457,7 +457,7 @@ def find_machine(s):
         else:
             ratio = _matmul_seconds(torch.float32) / _matmul_seconds(torch.bfloat16)
             s.dtype = "bfloat16" if ratio > 1.5 else "float32"
-            why = f"this CPU multiplies bfloat16 matrices {ratio:.1f} times as fast as float32"
+            why = f"this CPU multiplies bfloat16 matrices {ratio:.2g} times as fast as float32"
     if s.dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype {s.dtype!r} is not known: float32 or bfloat16")
     torch.set_float32_matmul_precision("high")
