@@ -255,8 +255,8 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
     """
     path, device = folder / f"{job.name}.pt", s.device
     tok = Tokenizer.from_json((folder / "tokenizer.json").read_text())
-    curriculum, mixture = Curriculum(job.curriculum), Mixture(open_data(folder, "train"), s.block_size,
-                                                              s.seed * 2 + (base is not None))
+    curriculum = Curriculum(job.curriculum)
+    mixture = Mixture(open_data(folder, "train"), s.block_size, seed=2 * s.seed + (base is not None))
     benchmark = bench.Benchmark(s.world(), tok, s.copain_items, s.label_items, s.bench_seed)
     validation = open_data(folder, "val")
     torch.manual_seed(s.seed)
@@ -294,7 +294,7 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
     def mean_loss(step):
         mean = loss_sum.item() / n_losses
         if not math.isfinite(mean):
-            raise ValueError(f"{job.name}: the loss became {mean} by step {step}; last good checkpoint: "
+            raise ValueError(f"{job.name}: the loss or its gradient became {mean} by step {step}; last good checkpoint: "
                              f"{path if path.exists() else 'none'}. Lower --lr, under another --name")
         return mean
 
@@ -327,14 +327,14 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
         with autocast:
             _, loss = model(torch.from_numpy(x).to(device), torch.from_numpy(y).to(device))
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), s.grad_clip)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), s.grad_clip)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
         if ema:
             ema.update(step + 1)
 
-        loss_sum += loss.detach()
+        loss_sum += loss.detach() + 0 * norm  # a gradient that is not finite makes the sum NaN, too
         n_losses += 1
         for name in source:
             tokens[name] += s.block_size
