@@ -540,7 +540,7 @@ DASHES = ["-", "-", "-", "-", (0, (4, 2)), (0, (1, 1)), (0, (5, 1, 1, 1))]
 
 
 def draw(log, path, smoke=False):
-    """The figure: each metric against the step, every arm a line with its name at its end, bands over seeds."""
+    """The figure: each metric against the step, every arm a line with its name at its end, every seed a thin one."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -549,12 +549,12 @@ def draw(log, path, smoke=False):
     for ax, (title, key, log_scale) in zip(axes.flat, PANELS):
         ends = []
         for i, arm in enumerate(log.arms):
-            steps = log.steps(arm)
-            es = [Estimate.of(log.at(arm, key, x).values()) for x in steps]
-            colour = COLOURS[i % len(COLOURS)]
-            ax.plot(steps, [e.mean for e in es], color=colour, ls=DASHES[i % len(DASHES)], lw=2)
-            ax.fill_between(steps, [e.low for e in es], [e.high for e in es], color=colour, alpha=0.15, lw=0)
-            ends.append((es[-1].mean, arm, colour))
+            steps, colour = log.steps(arm), COLOURS[i % len(COLOURS)]
+            curves = np.array([list(log.at(arm, key, x).values()) for x in steps])       # (steps, seeds)
+            ax.plot(steps, curves.mean(1), color=colour, ls=DASHES[i % len(DASHES)], lw=2.2)
+            if len(log.seeds) > 1:
+                ax.plot(steps, curves, color=colour, lw=0.6, alpha=0.5)
+            ends.append((curves[-1].mean(), arm, colour))
         ax.set_xscale("symlog", linthresh=1)
         ax.set_xlim(0, log.last * 6)
         ticks = [0, *(10 ** k for k in range(6) if 10 ** k <= log.last)]
@@ -585,7 +585,7 @@ def draw(log, path, smoke=False):
     n = len(log.seeds)
     fig.suptitle("Smoke settings: these numbers mean nothing" if smoke else
                  f"Continued pretraining of a small GPT on a new language, {n} seed{'s' * (n > 1)}"
-                 + (", bands are 95% intervals" if n > 1 else ""), x=0.01, ha="left", fontsize=13)
+                 + (": their means; a thin line is a seed" if n > 1 else ""), x=0.01, ha="left", fontsize=13)
     fig.tight_layout()
     fig.savefig(path, dpi=110)
     plt.close(fig)
