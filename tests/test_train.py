@@ -3,6 +3,7 @@ import dataclasses
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -164,9 +165,19 @@ def test_a_base_below_its_gate_stops_the_study_with_the_number():
 
 
 # ------------------------------------------------------------------------------------------------------ command line
-def run(tmp_path, *flags, script="train.py"):
-    return subprocess.run([sys.executable, ROOT / script, *flags], cwd=tmp_path, capture_output=True, text=True,
-                          timeout=100)
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """call(folder, script, flags): runs a script in this process; returns (exit code, stdout, stderr)."""
+    def run(folder, script, *flags):
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
+        code = 0
+        try:
+            train.main() if script == "train.py" else runpy.run_path(str(ROOT / script), run_name="__main__")
+        except SystemExit as e:
+            code = e.code or 0
+        return code, *capsys.readouterr()
+    return run
 
 
 SMOKE = ("--preset", "smoke", "--device", "cpu", "--dtype", "float32", "--documents", "300", "--base_steps", "6", "--steps",
@@ -177,7 +188,8 @@ SMOKE = ("--preset", "smoke", "--device", "cpu", "--dtype", "float32", "--docume
 def study(tmp_path_factory):
     """The whole study from a subprocess, with two seeds."""
     path = tmp_path_factory.mktemp("study")
-    return path, run(path, *SMOKE, "--seeds", "2")
+    return path, subprocess.run([sys.executable, ROOT / "train.py", *SMOKE, "--seeds", "2"], cwd=path, text=True,
+                                capture_output=True, timeout=200)
 
 
 def test_the_study_runs_end_to_end_and_leaves_its_files(study):
@@ -196,25 +208,26 @@ def test_the_study_runs_end_to_end_and_leaves_its_files(study):
     assert all(c["id"] in done.stdout for c in claims) and "figure.png" in done.stdout
 
 
-def test_rerunning_a_finished_study_trains_nothing_and_the_report_is_a_pure_function_of_the_log(study):
+def test_rerunning_a_finished_study_trains_nothing_and_the_report_is_a_pure_function_of_the_log(study, call):
     path, _ = study
     folder = path / "runs" / "smoke"
     before = {p: p.stat().st_mtime_ns for p in folder.glob("seed*/*.pt")}
     text = [(folder / n).read_bytes() for n in ("report.md", "summary.json", "metrics.jsonl")]
-    assert run(path, *SMOKE, "--seeds", "2").returncode == 0
+    assert call(path, "train.py", *SMOKE, "--seeds", "2")[0] == 0
     assert {p: p.stat().st_mtime_ns for p in folder.glob("seed*/*.pt")} == before
-    assert run(path, "--report", "runs/smoke", script="bench.py").returncode == 0
+    assert call(path, "bench.py", "--report", "runs/smoke")[0] == 0
     assert [(folder / n).read_bytes() for n in ("report.md", "summary.json", "metrics.jsonl")] == text
 
 
-def test_a_checkpoint_can_be_benchmarked_and_sampled_and_an_arm_run_from_a_given_base(study):
+def test_a_checkpoint_can_be_benchmarked_and_sampled_and_an_arm_run_from_a_given_base(study, call):
     path, _ = study
-    done = run(path, "runs/smoke/seed1337/ema.pt", script="bench.py")
-    assert done.returncode == 0 and "copain" in done.stdout, done.stderr
-    done = run(path, "--sample", "runs/smoke/seed1337/ema.pt", "--language", "english")
-    assert done.returncode == 0 and done.stdout.strip(), done.stderr
-    done = run(path, *SMOKE, "--only", "low-lr", "--init", "runs/smoke/seed1338/base.pt", "--name", "one")
-    assert done.returncode == 0 and (path / "runs/one/seed1338/low-lr.pt").exists(), done.stderr
+    code, out, err = call(path, "bench.py", "runs/smoke/seed1337/ema.pt")
+    assert code == 0 and "copain" in out, err
+    code, out, err = call(path, "train.py", "--sample", "runs/smoke/seed1337/ema.pt", "--language", "english")
+    assert code == 0 and out.strip(), err
+    code, out, err = call(path, "train.py", *SMOKE, "--only", "low-lr", "--init", "runs/smoke/seed1338/base.pt",
+                          "--name", "one")
+    assert code == 0 and (path / "runs/one/seed1338/low-lr.pt").exists(), err
     assert not (path / "runs/one/seed1338/base.pt").exists()
 
 
@@ -243,31 +256,28 @@ def test_a_study_that_is_interrupted_leaves_no_child_says_how_to_continue_and_co
     (["--device", "tpu"], "tpu.*cpu"), (["--dtype", "int8"], "int8.*float32"), (["--sample", "none.pt"], "none.pt"),
     (["--target_order", "SVX"], "SVX"), (["--block_size", "16"], "block_size"), (["--cognates", "-1"], "cognates"),
     (["--base_curriculum", "english=rest french=constant(0.1)"], "french.*english")])
-def test_a_mistake_gets_one_line_exit_code_2_and_no_traceback(tmp_path, flags, words, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as e:
-        train.main([*SMOKE, *flags])
-    err = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
-    assert e.value.code == 2 and len(err) == 1
-    assert re.search(words, err[0]), err[0]
+def test_a_mistake_gets_one_line_exit_code_2_and_no_traceback(tmp_path, flags, words, call):
+    code, _, err = call(tmp_path, "train.py", *SMOKE, *flags)
+    lines = [line for line in err.splitlines() if "error" in line]
+    assert code == 2 and len(lines) == 1 and re.search(words, lines[0]), err
 
 
-def test_a_run_folder_of_other_settings_is_refused_and_left_as_it_was(study):
+def test_a_run_folder_of_other_settings_is_refused_and_left_as_it_was(study, call):
     path, _ = study
     before = (path / "runs/smoke/settings.json").read_text()
-    done = run(path, *SMOKE, "--lr", "0.001")
-    assert done.returncode == 2 and "lr 0.005 there, 0.001 here" in done.stderr and "Traceback" not in done.stderr
+    code, _, err = call(path, "train.py", *SMOKE, "--lr", "0.001")
+    assert code == 2 and "lr 0.005 there, 0.001 here" in err
     assert (path / "runs/smoke/settings.json").read_text() == before
 
 
 @pytest.mark.parametrize("script, flags, words", [
-    ("data.py", [], "--- english, lists"), ("bench.py", ["--show"], "--- max_integer_in_list"), ("model.py", [], "124,439,808"),
-    ("train.py", ["--help"], "--seeds")])
-def test_every_file_has_something_to_show(tmp_path, script, flags, words):
-    done = run(tmp_path, *flags, script=script)
-    assert done.returncode == 0 and words in done.stdout, done.stderr
+    ("data.py", [], "--- english, lists"), ("bench.py", ["--show"], "--- max_integer_in_list"),
+    ("model.py", [], "124,439,808"), ("train.py", ["--help"], "--seeds")])
+def test_every_file_has_something_to_show(tmp_path, script, flags, words, call):
+    code, out, err = call(tmp_path, script, *flags)
+    assert code == 0 and words in out, err
 
 
-def test_a_report_of_nothing_says_so(tmp_path):
-    done = run(tmp_path, "--report", "runs/none", script="bench.py")
-    assert done.returncode == 2 and "runs/none" in done.stderr and "Traceback" not in done.stderr
+def test_a_report_of_nothing_says_so(tmp_path, call):
+    code, _, err = call(tmp_path, "bench.py", "--report", "runs/none")
+    assert code == 2 and "runs/none" in err and len(err.splitlines()) == 1
