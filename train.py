@@ -505,21 +505,23 @@ def say_plan(s, names):
 
 
 def open_run(s, run, machine):
-    """Makes the run's folder, or checks that it belongs to the same settings; records them."""
+    """Makes the run's folder and records settings, machine and commit in it; or checks that it belongs to the same
+    settings, where the record of its first start stays."""
     path, free = run / "settings.json", {"seeds", "only"}
-    if path.exists():
-        old = json.loads(path.read_text())["settings"]
-        new = json.loads(json.dumps(asdict(s)))
-        differ = [f"{k} {old.get(k)!r} there, {v!r} here" for k, v in new.items() if old.get(k) != v and k not in free]
-        if differ:
-            raise ValueError(f"{run} holds a run with other settings: {'; '.join(differ)}: choose another --name")
-        s.seeds = max(s.seeds, old["seeds"])
-    run.mkdir(parents=True, exist_ok=True)
     git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, text=True,
                          capture_output=True)
-    write_atomically(path, lambda p: p.write_text(json.dumps(
-        {"settings": asdict(s), "machine": machine, "commit": git.stdout.strip() or "unknown",
-         "arms": {n: asdict(arm) for n, arm in ARMS.items()}}, indent=1) + "\n"))
+    info = {"machine": machine, "commit": git.stdout.strip() or "unknown", "arms": {n: asdict(a) for n, a in ARMS.items()}}
+    if path.exists():
+        old = json.loads(path.read_text())
+        new = json.loads(json.dumps(asdict(s)))
+        differ = [f"{k} {old['settings'].get(k)!r} there, {v!r} here" for k, v in new.items()
+                  if old["settings"].get(k) != v and k not in free]
+        if differ:
+            raise ValueError(f"{run} holds a run with other settings: {'; '.join(differ)}: choose another --name")
+        s.seeds = max(s.seeds, old["settings"]["seeds"])
+        info |= {"machine": old["machine"], "commit": old["commit"]}
+    run.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda p: p.write_text(json.dumps({"settings": asdict(s), **info}, indent=1) + "\n"))
 
 
 def study(s):
