@@ -13,7 +13,7 @@ import argparse
 import json
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 
@@ -487,7 +487,7 @@ def report(run):
     spread = f"means over {n} seeds [95% t interval]" if n > 1 else "one seed: no interval, so no measure of chance"
     main, claims = _table(log, COLUMNS), verdicts(log)
     verdict_lines = [f"{v['id']} {v['verdict']:>14}: {v['claim']} ({v['number']})" for v in claims]
-    steps = [step for step in log.steps(log.arms[0])]
+    steps = log.steps(log.arms[0])
     tasks = {t: Estimate.of(v[t] for v in log.at(log.arms[0], "copain_tasks", 0).values()).text()
              for t in COPAIN_TASKS}
     text = "\n".join([
@@ -514,15 +514,14 @@ def report(run):
         f"torch {machine['torch']}, commit {info['commit']}.", "", "```json", json.dumps(s, indent=1), "```", ""])
     (run / "report.md").write_text(text)
     summary = {"seeds": log.seeds, "step": log.last, "meaningful": s["preset"] != "smoke", "claims": claims, "arms": {
-        arm: {key: dict(zip(("mean", "low", "high"), (e.mean, e.low, e.high))) for _, key, _ in COLUMNS
-              for e in [Estimate.of(log.at(arm, key).values())]} for arm in log.arms}}
+        arm: {key: asdict(Estimate.of(log.at(arm, key).values())) for _, key, _ in COLUMNS} for arm in log.arms}}
     (run / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     draw(log, run / "figure.png", smoke)
     return "\n".join([*smoke, _aligned(main), "", spread, "", *verdict_lines, "", f"figure: {run / 'figure.png'}"])
 
 
 def _aligned(table):
-    """A markdown table with its columns padded, for a terminal: the arms as columns, which fits 120 characters."""
+    """A markdown table with its columns padded, for a terminal, and turned: the arms as columns."""
     cells = [[c.strip() for c in line.strip("|").split("|")] for line in table if not line.startswith("|---")]
     cells = list(zip(*cells))
     width = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]

@@ -35,6 +35,12 @@ class _Average:
         self.names, self.params = zip(*model.named_parameters())
         self.average = [p.detach().clone() for p in self.params]
 
+    @torch.no_grad()
+    def update(self, step):
+        """Call after the optimizer's step number `step`, counted from 1; acts on the multiples of `every`."""
+        if step % self.every == 0:
+            torch._foreach_lerp_(self.average, self.params, 1 - self.alpha)
+
     def state_dict(self):
         return dict(zip(self.names, self.average))
 
@@ -48,19 +54,14 @@ class InLoopEMA(_Average):
 
     @torch.no_grad()
     def update(self, step):
-        """Call after the optimizer's step number `step`, counted from 1; acts on the multiples of `every`."""
+        """As for any average; then theta_t goes back into training."""
+        super().update(step)
         if step % self.every == 0:
-            torch._foreach_lerp_(self.average, self.params, 1 - self.alpha)
             torch._foreach_copy_(self.params, self.average)
 
 
 class ShadowEMA(_Average):
     """An average for evaluation; training with it and without it are the same, bit for bit."""
-
-    @torch.no_grad()
-    def update(self, step):
-        if step % self.every == 0:
-            torch._foreach_lerp_(self.average, self.params, 1 - self.alpha)
 
     @contextmanager
     def applied(self):

@@ -116,6 +116,9 @@ class Settings:
         return World(self.max_integer, tuple(self.list_lengths),
                      (("target", self.seed, self.target_order, self.cognates),))
 
+    def benchmark(self, tok):
+        return bench.Benchmark(self.world(), tok, self.copain_items, self.label_items, self.bench_seed)
+
 
 PRESETS = {
     "laptop": {},
@@ -228,7 +231,7 @@ def prepare(s, folder, tokenizer=None):
     tok = (Tokenizer.from_json(tokenizer) if tokenizer else
            Tokenizer(train_bpe([d for docs in documents.values() for d in docs[:5000]], s.vocab_size)))
     sources = {name: tok.encode_documents(docs) for name, docs in documents.items()}
-    benchmark = bench.Benchmark(world, tok, s.copain_items, s.label_items, s.bench_seed)
+    benchmark = s.benchmark(tok)
     if benchmark.longest > s.block_size:
         raise ValueError(f"the longest benchmark prompt has {benchmark.longest} tokens with its answer, block_size is "
                          f"{s.block_size}: raise --block_size")
@@ -257,7 +260,7 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
     tok = Tokenizer.from_json((folder / "tokenizer.json").read_text())
     curriculum = Curriculum(job.curriculum)
     mixture = Mixture(open_data(folder, "train"), s.block_size, seed=2 * s.seed + (base is not None))
-    benchmark = bench.Benchmark(s.world(), tok, s.copain_items, s.label_items, s.bench_seed)
+    benchmark = s.benchmark(tok)
     validation = open_data(folder, "val")
     torch.manual_seed(s.seed)
     config = GPTConfig(tok.vocab_size, s.block_size, s.n_layer, s.n_head, s.n_embd)
