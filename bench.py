@@ -1,13 +1,15 @@
-"""The benchmark, and the report that is drawn from a run's log.
+"""The benchmark, and the reports that are drawn from the logs of studies.
 
 Copain (Contextual Pattern Inference, Elhady et al. 2025): seven rules over short lists, no instruction, three shots,
 exact match of the greedily decoded answer. It measures in-context learning (ICL) alone: no word of any language occurs.
-The label task is the downstream task: name the kind of a noun by a letter, given six shots. It needs ICL and the
-meaning of words; in the target language only target text can have taught the words.
+Two downstream tasks, in the target language and, as a control, in English:
+the label task: name the kind of a noun by a letter, given six shots. It needs ICL and the meaning of words;
+the cloze task: which of four ends does a sentence have? It needs what target prose tells of the world, and no ICL.
 
     python bench.py --show                        every kind of prompt, to put on a slide
-    python bench.py runs/laptop/seed1337/ema.pt      benchmarks a checkpoint
-    python bench.py --report runs/laptop          draws report.md, summary.json and figure.png from metrics.jsonl again
+    python bench.py runs/laptop/seed2026/ema.pt   benchmarks a checkpoint
+    python bench.py --report runs/laptop/main     draws report.md, summary.json and figure.png from metrics.jsonl again
+    python bench.py --findings results            the claims and the controls of all studies in a folder, as in the README
 """
 import argparse
 import json
@@ -20,15 +22,16 @@ from random import Random
 import numpy as np
 import torch
 
-from data import (CATEGORIES, COPAIN_TASKS, HELD_OUT_FORMAT, LETTERS, NOUNS, Tokenizer, World, draw_list, is_reserved,
-                  label_lines, list_line)
+from data import (ADJECTIVES, CATEGORIES, COPAIN_TASKS, HELD_OUT_FORMAT, LETTERS, NOUNS, VERBS, Tokenizer, World, draw_list,
+                  is_reserved, label_lines, list_line, noun_phrase)
 from model import load_checkpoint, model_from_checkpoint
 
 
 # ------------------------------------------------------------------------------------------------------------ items
 @dataclass(frozen=True)
 class Item:
-    """One question: shots and query are lists of words or numbers, with their answers; one of `choices` is right."""
+    """One question: shots and query are lists of words or numbers, with their answers; one of `choices` is right. In the
+    cloze task there are no shots, and the one element is the beginning of a sentence."""
     task: str
     shots: tuple       # of (elements, answer)
     elements: tuple
@@ -37,6 +40,8 @@ class Item:
 
     def prompt(self, shots=None):
         """The text before the answer, in the format that no training document has."""
+        if self.task == "cloze":
+            return self.elements[0]
         lines = [*(self.shots if shots is None else shots), (self.elements, "")]
         if self.task in COPAIN_TASKS:
             return "\n".join(list_line(elements, answer, HELD_OUT_FORMAT) for elements, answer in lines)
@@ -79,6 +84,24 @@ def label_items(lang, twin, n_items=300, n_shots=6, seed=0):
         words = {c: iter(rng.sample(nouns[c], n_shots // 2 + 1)) for c in letter}
         lines = [((lang.words[next(words[c])],), letter[c]) for c in kinds]
         items.append(Item("label", tuple(lines[:-1]), *lines[-1], choices=tuple(letter.values())))
+    return items
+
+
+def cloze_items(lang, twin, n_items=200, seed=0):
+    """The cloze task over the nouns of `lang` that are not cognates in `twin`: a sentence up to its object, and four ends
+    whose objects are of four categories, of which the subject and the verb admit one. Not every end is equally long."""
+    rng, items = Random(f"cloze/{seed}"), []
+    nouns = {c: [n for n in NOUNS[c] if twin.name == "english" or not twin.is_cognate(n)] for c in CATEGORIES}
+    before, after = lang.order.split("O")
+    for _ in range(n_items):
+        s, o = rng.choice(CATEGORIES), rng.choice(CATEGORIES)
+        part = {"S": noun_phrase(lang, rng.choice(nouns[s]), ending=lang.determiner), "V": f" {lang.words[VERBS[s, o]]}"}
+        ends = {}
+        for c in CATEGORIES:
+            adjective = rng.choice(ADJECTIVES[c]) if rng.random() < 0.4 else None
+            ends[c] = (noun_phrase(lang, rng.choice(nouns[c]), adjective, lang.case_marker)
+                       + "".join(part[x] for x in after) + ".").removeprefix(" ")
+        items.append(Item("cloze", (), ("".join(part[x] for x in before),), ends[o], tuple(ends.values())))
     return items
 
 
@@ -175,19 +198,21 @@ def parameter_shift(model, base):
 class Benchmark:
     """All items of a world, encoded once; calling it with a model gives the metrics of one row of the log.
 
-    `label_<language>` is the accuracy of the label task, `label_ppl_<language>` the perplexity of the right label.
-    Accuracies and shares are in percent.
+    `label_<language>` and `cloze_<language>` are accuracies by summed log-probability, `cloze_norm_<language>` by
+    log-probability per token, `label_ppl_<language>` is the perplexity of the right label. All but that are in percent.
     """
 
-    def __init__(self, world, tok, n_copain=150, n_label=300, seed=0):
-        self.tok, languages = tok, world.languages()
-        target = next(lang for name, lang in languages.items() if name != "english")
+    def __init__(self, world, tok, n_copain=150, n_label=300, n_cloze=200, seed=0):
+        self.tok, languages = tok, {name: world.languages()[name] for name in ("english", "target")}
+        target = languages["target"]
         self.copain = copain_items(world, n_copain, seed=seed)
         self.copain_third = [x for i, x in enumerate(self.copain) if i % n_copain < math.ceil(n_copain / 3)]
         self.label = {name: label_items(lang, target if name == "english" else lang, n_label, seed=seed)
                       for name, lang in languages.items()}
+        self.cloze = {name: cloze_items(lang, target if name == "english" else lang, n_cloze, seed=seed)
+                      for name, lang in languages.items()}
         self.cache = {}
-        self.longest = max(len(p) + max(map(len, c)) for items in (self.copain, *self.label.values())
+        self.longest = max(len(p) + max(map(len, c)) for items in (self.copain, *self.label.values(), *self.cloze.values())
                            for p, c in zip(*self.encode(items, "few-shot"))) + 1
 
     def encode(self, items, condition):
@@ -215,24 +240,31 @@ class Benchmark:
                 "copain_tasks": {t: 100 * float(right[task == t].mean()) for t in COPAIN_TASKS}}
 
     def choice_scores(self, model, items, condition="few-shot"):
-        """(accuracy in percent, perplexity of the right choice) of likelihood-scored multiple choice."""
-        scores = choice_logprobs(model, *self.encode(items, condition))
+        """Likelihood-scored multiple choice: accuracy by summed log-probability and by log-probability per token, both
+        in percent, and the perplexity of the right choice."""
+        prompts, choices = self.encode(items, condition)
+        scores = choice_logprobs(model, prompts, choices)
         right = [item.choices.index(item.answer) for item in items]
-        accuracy = np.mean([int(np.argmax(s)) == r for s, r in zip(scores, right)])
-        return 100 * float(accuracy), math.exp(min(-np.mean([s[r] for s, r in zip(scores, right)]), 700))
+        summed = np.mean([int(np.argmax(s)) == r for s, r in zip(scores, right)])
+        per_token = np.mean([int(np.argmax([x / len(c) for x, c in zip(s, cs)])) == r
+                             for s, cs, r in zip(scores, choices, right)])
+        ppl = math.exp(min(-np.mean([s[r] for s, r in zip(scores, right)]), 700))
+        return 100 * float(summed), 100 * float(per_token), ppl
 
     def __call__(self, model, full=True):
-        """Metrics of a model. `full` adds the controls: zero-shot, shuffled answers, restricted to the list; without
-        it, a third of each of Copain's tasks stands for all."""
+        """Metrics of a model. Without `full`, a third of each of Copain's tasks stands for all; with it, the cloze tasks
+        and the controls join: restricted to the list, and on that third, zero-shot and shuffled answers."""
         row = self.copain_scores(model, self.copain if full else self.copain_third)
         for name, items in self.label.items():
-            row[f"label_{name}"], row[f"label_ppl_{name}"] = self.choice_scores(model, items)
+            row[f"label_{name}"], _, row[f"label_ppl_{name}"] = self.choice_scores(model, items)
         if full:
-            row["copain_restricted"] = self.choice_scores(model, self.copain)[0]
+            row["copain_restricted"], *_ = self.choice_scores(model, self.copain)
+            for name, items in self.cloze.items():
+                row[f"cloze_{name}"], row[f"cloze_norm_{name}"], _ = self.choice_scores(model, items)
             for condition in ("zero-shot", "shuffled"):
-                row[f"copain_{condition}"] = self.copain_scores(model, self.copain, condition)["copain"]
+                row[f"copain_{condition}"] = self.copain_scores(model, self.copain_third, condition)["copain"]
                 for name, items in self.label.items():
-                    row[f"label_{name}_{condition}"] = self.choice_scores(model, items, condition)[0]
+                    row[f"label_{name}_{condition}"], *_ = self.choice_scores(model, items, condition)
         return row
 
     def check_disjoint(self, sources):
@@ -298,6 +330,10 @@ class Estimate:
         half = T_975[min(n - 2, 29)] * values.std(ddof=1) / math.sqrt(n) if n > 1 else 0.0
         return cls(float(mean), float(mean - half), float(mean + half))
 
+    def exp(self):
+        """Of an estimate of a logarithm, that of its argument: the geometric mean and its interval."""
+        return Estimate(math.exp(self.mean), math.exp(self.low), math.exp(self.high))
+
     def text(self, digits=1, factor=1):
         interval = f" [{self.low * factor:.{digits}f}, {self.high * factor:.{digits}f}]" if self.low < self.high else ""
         return f"{self.mean * factor:.{digits}f}{interval}"
@@ -338,6 +374,8 @@ COLLAPSE = 0.5       # C2: Copain falls below this share of the base's within th
 SHIFT_RATIO = 2.0    # C4: the paper reports 7 and 15
 RECOVERED = 0.8      # C5, C6: share of the gap between t and te that a repair has to close; half of it is partly
 CONTROL = 5.0        # C6: percentage points within which the arm low-lr counts as equal to ema
+RANKS = ["lora-1", "lora-4", "lora-16", "lora-64"]        # C7
+SEEN = ["unseen", "seen-1", "seen-5", "seen-20"]          # C8, from the weakest base in the target language on
 
 
 def judge_c1(log):
@@ -345,8 +383,7 @@ def judge_c1(log):
     margin = math.log(PPL_MARGIN)
     verdict = ("reproduced" if -margin < ratio.low and ratio.high < margin else
                "not reproduced" if ratio.low > margin or ratio.high < -margin else "inconclusive")
-    text = Estimate(*map(math.exp, (ratio.mean, ratio.low, ratio.high))).text(3)
-    return verdict, f"perplexity without / with English {text}"
+    return verdict, f"perplexity without / with English {ratio.exp().text(3)}"
 
 
 def judge_c2(log):
@@ -369,8 +406,8 @@ def judge_c3(log):
                      ("target+english", "label_ppl_target"))
     accuracy, label = gap.low > 0 and gap.mean >= GAP, ppl.low > 0 and ppl.mean >= math.log(LABEL_RATIO)
     verdict = "reproduced" if accuracy and label else "partly" if accuracy or label else "not reproduced"
-    text = Estimate(*map(math.exp, (ppl.mean, ppl.low, ppl.high))).text(2)
-    return verdict, f"accuracy with - without {gap.text()} points; label perplexity without / with {text}"
+    return verdict, (f"accuracy with - without {gap.text()} points; label perplexity without / with "
+                     f"{ppl.exp().text(2)}")
 
 
 def judge_c4(log):
@@ -410,32 +447,60 @@ def judge_c6(log):
     return verdict, text
 
 
-CLAIMS = [  # id, claim, criterion, arms that it needs, judge
-    ("C1", "English in the mixture does not change target perplexity",
+def judge_c7(log):
+    ppl, shift = ([log.paired(lambda a, t: math.log(a / t), (arm, key), ("target", key)) for arm in RANKS]
+                  for key in ("ppl_target", "shift_l2"))
+    both = [p.low > 0 and p.mean >= math.log(PPL_MARGIN) and s.high < 0 for p, s in zip(ppl, shift)]
+    verdict = "reproduced" if all(both) else "partly" if any(both) else "not reproduced"
+    return verdict, "over target: " + "; ".join(f"{arm} perplexity {p.exp().text(2)}, L2 shift {s.exp().text(2)}"
+                                                for arm, p, s in zip(RANKS, ppl, shift))
+
+
+def judge_c8(log):
+    key = "label_target"
+    gaps = [log.paired(lambda te, t: te - t, (f"{base}+english", key), (base, key)) for base in SEEN]
+    more = log.paired(lambda te, t, te2, t2: (te - t) - (te2 - t2), *((arm, key) for base in (SEEN[0], SEEN[-1])
+                                                                     for arm in (f"{base}+english", base)))
+    verdict = "not reproduced" if more.low <= 0 else "reproduced" if more.mean >= GAP else "partly"
+    return verdict, ("downstream with - without English: " + ", ".join(f"{b} {g.text()}" for b, g in zip(SEEN, gaps))
+                     + f"; weakest - strongest base {more.text()} points")
+
+
+CLAIMS = [  # id, study, claim, criterion, arms that it needs, judge
+    ("C1", "main", "English in the mixture does not change target perplexity",
      f"the ratio t / te is inside [1/{PPL_MARGIN}, {PPL_MARGIN}]", ("target", "target+english"), judge_c1),
-    ("C2", "without English, ICL collapses early",
+    ("C2", "main", "without English, ICL collapses early",
      f"Copain of t falls below {COLLAPSE:.0%} of the base's in the first 10% of the steps, and te ends at least "
      f"{GAP:g} points above t, above 0; one of the two is partly", ("target", "target+english"), judge_c2),
-    ("C3", "that hurts downstream prompts in the target language",
+    ("C3", "main", "that hurts downstream prompts in the target language",
      f"accuracy of te at least {GAP:g} points above t, above 0, and label perplexity t / te above 1 and at least "
      f"{LABEL_RATIO}; one is partly",
      ("target", "target+english"), judge_c3),
-    ("C4", "without English the parameters move further",
+    ("C4", "main", "without English the parameters move further",
      f"L2 shift t / te above 1 and {SHIFT_RATIO:g} or more at 10% and at the end; above 1 is partly",
      ("target", "target+english"), judge_c4),
-    ("C5", "curriculum: English in the first 10% of the steps is enough",
+    ("C5", "main", "curriculum: English in the first 10% of the steps is enough",
      f"closes {RECOVERED:.0%} of the gap te - t on Copain and downstream, gain above 0, perplexity within "
      f"{PPL_MARGIN - 1:.0%} of te; half of one gap is partly", ("target", "target+english", "curriculum"),
      lambda log: judge_repair(log, "curriculum")),
-    ("C6", "EMA of the weights, without English, is enough", "as C5, and said beside it: whether the control low-lr is "
-     f"within {CONTROL:g} points of Copain", ("target", "target+english", "ema"), judge_c6),
+    ("C6", "main", "EMA of the weights, without English, is enough", "as C5, and said beside it: whether the control "
+     f"low-lr is within {CONTROL:g} points of Copain", ("target", "target+english", "ema"), judge_c6),
+    ("C7", "constraints", "LoRA limits the shift but also hinders learning the language",
+     f"at every rank the L2 shift is below t's, and target perplexity above it, by {PPL_MARGIN - 1:.0%} or more; some rank "
+     "is partly", ("target", *RANKS), judge_c7),
+    ("C8", "languages", "the weaker the base is in the target language, the more English matters",
+     f"the downstream gap te - t from the base that has seen none of the language is larger, by {GAP:g} points or more, "
+     "than from the one whose pretraining was 20% of it; larger by less is partly",
+     tuple(base + arm for base in SEEN for arm in ("", "+english")), judge_c8),
 ]
 
 
-def verdicts(log):
-    """One dict per claim: id, claim, criterion, verdict, number; inconclusive where an arm is missing."""
+def verdicts(log, study="main"):
+    """One dict per claim of a study: id, claim, criterion, verdict, number; inconclusive where an arm is missing."""
     out = []
-    for id_, claim, criterion, arms, judge in CLAIMS:
+    for id_, of, claim, criterion, arms, judge in CLAIMS:
+        if of != study:
+            continue
         missing = [arm for arm in arms if arm not in log.arms]
         if missing or not log.seeds:
             verdict, number = "inconclusive", f"not run to the end: {', '.join(missing) or 'some arms'}"
@@ -449,81 +514,161 @@ def verdicts(log):
 COLUMNS = [  # heading, key, digits
     ("target ppl", "ppl_target", 2), ("English ppl", "ppl_english", 2), ("Copain %", "copain", 1),
     ("not in list %", "copain_not_in_list", 1), ("wrong element %", "copain_wrong_element", 1),
-    ("downstream %", "label_target", 1), ("label ppl", "label_ppl_target", 2), ("same in English %", "label_english", 1),
-    ("label ppl, English", "label_ppl_english", 2), ("L2 shift", "shift_l2", 2), ("relative shift", "shift_relative", 2)]
+    ("label task %", "label_target", 1), ("label ppl", "label_ppl_target", 2), ("label, English %", "label_english", 1),
+    ("cloze task %", "cloze_target", 1), ("cloze, per token %", "cloze_norm_target", 1),
+    ("cloze, English %", "cloze_english", 1), ("L2 shift", "shift_l2", 2), ("relative shift", "shift_relative", 2)]
 BASELINES = [
     ("Copain %", "copain", 1), ("restricted to the list %", "copain_restricted", 1),
     ("zero-shot %", "copain_zero-shot", 1), ("shuffled answers %", "copain_shuffled", 1),
-    ("downstream %", "label_target", 1), ("zero-shot %", "label_target_zero-shot", 1),
+    ("label task %", "label_target", 1), ("zero-shot %", "label_target_zero-shot", 1),
     ("shuffled labels %", "label_target_shuffled", 1)]
 
 
-def _table(log, columns):
-    lines = ["| arm | " + " | ".join(heading for heading, *_ in columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for arm, step in [(log.arms[0], 0), *((arm, None) for arm in log.arms)]:
-        cells = [Estimate.of(log.at(arm, key, step).values()).text(digits) for _, key, digits in columns]
-        lines.append(f"| {'base' if step == 0 else arm} | " + " | ".join(cells) + " |")
-    return lines
+def _markdown(heading, rows):
+    return ["| " + " | ".join(heading) + " |", "|---" * len(heading) + "|", *("| " + " | ".join(row) + " |" for row in rows)]
 
 
-def report(run):
-    """Writes report.md, summary.json and figure.png of a run folder from its settings.json and metrics.jsonl, and
-    nothing else; returns the text that ends the study. Raises ValueError if there is no finished run to report."""
-    run = Path(run)
+def _table(log, arms, columns):
+    """The end of every arm, and first the bases or arms that they started from; arms: {name: fields of train.Arm}."""
+    starts = {}
+    for arm in log.arms:
+        starts.setdefault((arms[arm]["base"], arms[arm]["start"]), arm)
+    lines = [(f"{start or f'base {base}'.strip()}, before" if start or base else "base", arm, 0)
+             for (base, start), arm in starts.items()]
+    return _markdown(["arm", *(heading for heading, *_ in columns)],
+                     [[name, *(Estimate.of(log.at(arm, key, step).values()).text(digits) for _, key, digits in columns)]
+                      for name, arm, step in lines + [(arm, arm, None) for arm in log.arms]])
+
+
+def _pairs(log, pairs):
+    """Paired differences between arms at their end; and, against `target`, the share of what English gains there."""
+    rows = []
+    for a, b in pairs:
+        if a not in log.arms or b not in log.arms:
+            continue
+        points = {key: log.paired(lambda x, y: x - y, (a, key), (b, key)) for key in ("copain", "label_target", "cloze_target")}
+        ratios = [log.paired(lambda x, y: math.log(max(x, 1e-9) / max(y, 1e-9)), (a, key), (b, key)).exp()
+                  for key in ("ppl_target", "shift_l2")]
+        shares = []
+        for key in ("copain", "label_target"):
+            gap = (log.paired(lambda x, y: x - y, ("target+english", key), ("target", key))
+                   if b == "target" and "target+english" in log.arms else None)
+            shares.append(f"{points[key].mean / gap.mean:.0%}" if gap and gap.low > 0 and gap.mean >= GAP else "")
+        rows.append([f"{a} against {b}", *(p.text() for p in points.values()), *(r.text(3) for r in ratios), *shares])
+    return _markdown(["arms", "Copain, points", "label task, points", "cloze task, points", "target ppl, ratio",
+                      "L2 shift, ratio", "of Copain's gap", "of the label task's gap"], rows)
+
+
+def _read(folder):
+    """(Log, record) of a study's folder; ValueError with what to do if it is none."""
     try:
-        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        info = json.loads((run / "settings.json").read_text())
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        info = json.loads((folder / "settings.json").read_text())
+        order = list(info["arms"])
+        log = Log(sorted(rows, key=lambda r: (order.index(r["arm"]), r["seed"], r["step"])))
     except OSError as e:
-        raise ValueError(f"{run} is not the folder of a finished run ({e.strerror}: {e.filename}): run train.py "
-                         "first") from None
-    except ValueError as e:
-        raise ValueError(f"{run}: metrics.jsonl or settings.json is damaged ({e}): rerun the study, which writes them "
-                         "again from its checkpoints") from None
-    log = Log(sorted(rows, key=lambda r: (list(info["arms"]).index(r["arm"]), r["seed"], r["step"])))
+        raise ValueError(f"{folder} is not the folder of a finished study ({e.strerror}: {e.filename}): run train.py "
+                         "first, and give the folder that it names") from None
+    except (ValueError, KeyError, TypeError) as e:
+        raise ValueError(f"{folder}: metrics.jsonl or settings.json is damaged ({type(e).__name__}: {e}): rerun the study, "
+                         "which writes them again from its checkpoints") from None
     if not log.seeds:
-        raise ValueError(f"{run}: no seed has finished all of its arms: rerun the study to continue it")
-    s, machine, n = info["settings"], info["machine"], len(log.seeds)
+        raise ValueError(f"{folder}: no run has finished all of the study's arms: rerun the study to continue it")
+    return log, info
+
+
+def _provenance(log, info):
+    s, n = info["settings"], len(log.seeds)
+    which = f"seeds {', '.join(map(str, log.seeds))}" if n > 1 else f"seed {log.seeds[0]}"
+    other = [sorted({r[key] for r in log.rows if r["seed"] in log.seeds}) for key in ("data_seed", "bench_seed")]
+    of = [f"{xs[0]} to {xs[-1]}" if len(xs) > 1 else str(xs[0]) for xs in other]
+    machines = "; ".join(f"{m['processor']}, {m['cores']} cores, torch {m['torch']}" for m in info["machines"])
+    return (f"{n} run{'s' * (n > 1)}: base {which}, data order {of[0]}, benchmark {of[1]}; {machines}, {s['device']}, "
+            f"{s['dtype']}; commit {', '.join(info['commits'])}")
+
+
+def report(folder):
+    """Writes report.md, summary.json and figure.png of a study's folder from its settings.json and metrics.jsonl, and
+    from nothing else; returns the text that ends the study. Raises ValueError if there is nothing finished to report."""
+    folder = Path(folder)
+    log, info = _read(folder)
+    s, n, arms = info["settings"], len(log.seeds), info["arms"]
     smoke = ["**Smoke settings: every stage ran, the numbers mean nothing.**", ""] * (s["preset"] == "smoke")
-    spread = f"means over {n} seeds [95% t interval]" if n > 1 else "one seed: no interval, so no measure of chance"
-    main, claims = _table(log, COLUMNS), verdicts(log)
-    verdict_lines = [f"{v['id']} {v['verdict']:>14}: {v['claim']} ({v['number']})" for v in claims]
-    steps = log.steps(log.arms[0])
+    spread = (f"means over {n} runs [95% t interval over runs]" if n > 1 else
+              "one run: no interval, so no measure of chance")
+    main, claims, steps = _table(log, arms, COLUMNS), verdicts(log, info["study"]), log.steps(log.arms[0])
     tasks = {t: Estimate.of(v[t] for v in log.at(log.arms[0], "copain_tasks", 0).values()).text()
              for t in COPAIN_TASKS}
+    used = sorted({key for r in log.rows for key in r if key.startswith("tokens_")}, reverse=True)
     text = "\n".join([
-        f"# Study `{s['name']}`", "", *smoke,
-        f"Seeds {', '.join(map(str, log.seeds))} (of the world, the base and the data), benchmark seed "
-        f"{s['bench_seed']}; {spread}; at step {log.last} of the CPT.", "",
-        "![figure](figure.png)", "", *main, "",
-        f"Chance: Copain {copain_chance():.1f}% by copying a random element of the list, downstream 50%.", "",
-        "## Verdicts", "", "Criteria were fixed before the run (bench.py, CLAIMS); te is the arm target+english, t the "
-        "arm target. With several seeds a comparison must hold for the whole 95% interval, paired by seed.", "",
-        "| id | claim | criterion | verdict | measured |", "|---|---|---|---|---|",
-        *(f"| {v['id']} | {v['claim']} | {v['criterion']} | **{v['verdict']}** | {v['number']} |" for v in claims), "",
+        f"# Study `{info['study']}`", "", f"**{info['question']}**", "", *smoke,
+        f"{_provenance(log, info)}. {spread[0].upper()}{spread[1:]}; at step {log.last} of the CPT.", "",
+        *(f"Left out: {why}\n" for why in info["left_out"]), "![figure](figure.png)", "", *main, "",
+        f"Chance: Copain {copain_chance():.1f}% by copying a random element of the list, label task 50%, cloze task 25%.", "",
+        *(["## Verdicts", "", "Criteria were fixed before the run (bench.py, CLAIMS); te is the arm target+english, t the "
+           "arm target. With several runs a comparison must hold for the whole 95% interval, paired by run.", "",
+           *_markdown(["id", "claim", "criterion", "verdict", "measured"], [
+               [v["id"], v["claim"], v["criterion"], f"**{v['verdict']}**", v["number"]] for v in claims]), ""]
+          if claims else []),
+        "## Arm against arm", "", "Differences and ratios at the end, paired by run; the gap is what target+english gains "
+        "over target.", "", *_pairs(log, info["pairs"]), "",
         "## Is it in-context learning?", "", "With no shots, or with shots whose answers are shuffled, what is left is "
         "what a model knows without the context; restricted to the list, only its elements compete.", "",
-        *_table(log, BASELINES), "",
-        "## Copain along the way", "", "| arm | " + " | ".join(map(str, steps)) + " |", "|---" * (len(steps) + 1) + "|",
-        *(f"| {arm} | " + " | ".join(f"{np.mean(list(log.at(arm, 'copain', x).values())):.0f}" for x in steps) + " |"
-          for arm in log.arms), "",
-        "Base, per task: " + ", ".join(f"{t} {x}" for t, x in tasks.items()) + ".", "",
-        "## Tokens per source", "", "| arm | target | English |", "|---|---|---|",
-        *(f"| {arm} | " + " | ".join(f"{np.mean(list(log.at(arm, f'tokens_{x}').values())):,.0f}"
-                                     for x in ("target", "english")) + " |" for arm in log.arms), "",
-        "## Settings", "", f"{machine['processor']}, {machine['threads']} threads, device {s['device']}, {s['dtype']}, "
-        f"torch {machine['torch']}, commit {info['commit']}.", "", "```json", json.dumps(s, indent=1), "```", ""])
-    (run / "report.md").write_text(text)
-    summary = {"seeds": log.seeds, "step": log.last, "meaningful": s["preset"] != "smoke", "claims": claims, "arms": {
-        arm: {key: asdict(Estimate.of(log.at(arm, key).values())) for _, key, _ in COLUMNS} for arm in log.arms}}
-    (run / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    draw(log, run / "figure.png", smoke)
-    return "\n".join([*smoke, _aligned(main), "", spread, "", *verdict_lines, "", f"figure: {run / 'figure.png'}"])
+        *_table(log, arms, BASELINES), "",
+        "## Copain and the label task along the way", "",
+        *_markdown(["arm", *map(str, steps)], [
+            [arm, *(" / ".join(f"{np.mean(list(log.at(arm, key, x).values())):.0f}" for key in ("copain", "label_target"))
+                    for x in steps)] for arm in log.arms]), "",
+        "First base, Copain per task: " + ", ".join(f"{t} {x}" for t, x in tasks.items()) + ".", "",
+        "## Tokens per source", "",
+        *_markdown(["arm", *(key.removeprefix("tokens_") for key in used)], [
+            [arm, *(f"{np.mean(list(log.at(arm, key).values()) or [0]):,.0f}" for key in used)] for arm in log.arms]), "",
+        "## Arms", "", "What differs from the plainest arm; learning rates are shares of Settings.lr.", "",
+        *_markdown(["arm", "definition"], [
+            [arm, ", ".join(f"{k} {v}" for k, v in arms[arm].items() if v and (k, v) != ("lr_scale", 1.0))]
+            for arm in log.arms]), "",
+        "## Settings", "", "```json", json.dumps(s, indent=1), "```", ""])
+    (folder / "report.md").write_text(text)
+    summary = {"study": info["study"], "seeds": log.seeds, "step": log.last, "meaningful": s["preset"] != "smoke",
+               "claims": claims, "arms": {arm: {key: asdict(Estimate.of(log.at(arm, key).values())) for _, key, _ in COLUMNS}
+                                          for arm in log.arms}}
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    draw = draw_curves if info["study"] == "main" else draw_ends
+    draw(log, folder / "figure.png", "Smoke settings: these numbers mean nothing" if smoke else
+         f"{info['question']}   {n} run{'s' * (n > 1)} of a small GPT")
+    verdict_lines = [f"{v['id']} {v['verdict']:>14}: {v['claim']} ({v['number']})" for v in claims]
+    terminal = _aligned(_table(log, arms, [c for c in COLUMNS if c[1] in BRIEF]), len(log.arms) < 7)
+    return "\n".join([*smoke, terminal, "", spread, "", *verdict_lines, "", f"report: {folder / 'report.md'}"])
 
 
-def _aligned(table):
-    """A markdown table with its columns padded, for a terminal, and turned: the arms as columns."""
+BRIEF = ("ppl_target", "copain", "label_target", "label_ppl_target", "cloze_target", "label_english", "shift_l2")
+
+
+def findings(results):
+    """The README's page: the claims with their verdicts, then every study's comparisons, from the logs under `results`."""
+    results = Path(results)
+    logs = {}
+    for path in sorted(results.glob("*/metrics.jsonl")):
+        log, info = _read(path.parent)
+        logs[info["study"]] = log, info, path.parent
+    if not logs:
+        raise ValueError(f"{results} holds no study: run train.py, then give the folder that its studies are in")
+    rows = []
+    for study in dict.fromkeys(of for _, of, *_ in CLAIMS):
+        log, _, folder = logs.get(study, (Log([]), None, None))
+        rows += [[v["id"], v["claim"], f"**{v['verdict']}**", v["number"],
+                  f"[{study}]({folder.as_posix()}/report.md)" if folder else f"{study}: not run"] for v in verdicts(log, study)]
+    lines = _markdown(["", "claim", "verdict", "measured, mean [95% interval over runs]", "study"], rows)
+    for study, (log, info, folder) in logs.items():
+        lines += ["", f"**{study}: {info['question']}** ({_provenance(log, info)}; [report]({folder.as_posix()}/report.md), "
+                  f"[figure]({folder.as_posix()}/figure.png))", "", *_pairs(log, info["pairs"])]
+    return "\n".join(lines)
+
+
+def _aligned(table, turned):
+    """A markdown table with its columns padded, for a terminal; turned, the arms are the columns."""
     cells = [[c.strip() for c in line.strip("|").split("|")] for line in table if not line.startswith("|---")]
-    cells = list(zip(*cells))
+    cells = list(zip(*cells)) if turned else cells
     width = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     return "\n".join("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, width)))
                      for row in cells)
@@ -531,14 +676,14 @@ def _aligned(table):
 
 PANELS = [  # title, key, log scale
     ("Target perplexity", "ppl_target", True), ("Copain, % (in-context learning)", "copain", False),
-    ("Downstream in the target language, %", "label_target", False),
+    ("Label task in the target language, %", "label_target", False),
     ("Label perplexity, target language", "label_ppl_target", True),
     ("Shift from the base, mean L2", "shift_l2", False), ("English perplexity", "ppl_english", True)]
 COLOURS = ["#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe and Ito: for everybody
 DASHES = ["-", "-", "-", "-", (0, (4, 2)), (0, (1, 1)), (0, (5, 1, 1, 1))]
 
 
-def draw(log, path, smoke=False):
+def draw_curves(log, path, title):
     """The figure: each metric against the step, every arm a line with its name at its end, every seed a thin one."""
     import matplotlib
     matplotlib.use("Agg")
@@ -581,12 +726,54 @@ def draw(log, path, smoke=False):
         ax.set_title(title, loc="left", fontsize=11)
         ax.set_xlabel("step of the continued pretraining", fontsize=9)
         ax.spines[["top", "right"]].set_visible(False)
-    n = len(log.seeds)
-    fig.suptitle("Smoke settings: these numbers mean nothing" if smoke else
-                 f"Continued pretraining of a small GPT on a new language, {n} seed{'s' * (n > 1)}"
-                 + (": their means; a thin line is a seed" if n > 1 else ""), x=0.01, ha="left", fontsize=13)
+    fig.suptitle(title + "; thin lines are single runs" * (len(log.seeds) > 1), x=0.01, ha="left", fontsize=13)
     fig.tight_layout()
     fig.savefig(path, dpi=110)
+    plt.close(fig)
+
+
+def draw_ends(log, path, title):
+    """The figure of the other studies: where every arm ends, with its interval over runs; and Copain against target
+    perplexity, an arm a point: what it remembers against what it has learned."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    n = len(log.arms)
+    fig, axes = plt.subplots(1, 5, figsize=(20, max(4.5, 0.42 * n + 1.5)), width_ratios=[1, 1, 1, 1, 1.6])
+    ends = {key: [Estimate.of(log.at(arm, key).values()) for arm in log.arms]
+            for key in ("ppl_target", "copain", "label_target", "shift_l2")}
+    for ax, (key, estimates) in zip(axes, ends.items()):
+        for i, e in enumerate(estimates):
+            ax.plot([e.low, e.high], [i, i], color="0.6", lw=2, zorder=1)
+            ax.plot(list(log.at(log.arms[i], key).values()), [i] * len(log.seeds), "|", color="0.4", ms=7, zorder=1)
+            ax.plot(e.mean, i, "o", color=COLOURS[i % len(COLOURS)], ms=7)
+        level = {"copain": copain_chance(), "label_target": 50.0}.get(key)
+        if level is not None:
+            ax.axvline(level, color="0.5", ls=":", lw=1)
+            ax.set_xlim(0, 103)
+        ax.set_yticks(range(n), log.arms if ax is axes[0] else [""] * n)
+        ax.set_ylim(n - 0.5, -0.5)
+        ax.grid(axis="y", color="0.92")
+        ax.set_title({key: title for title, key, _ in PANELS}[key].replace(" in the target language", ""), loc="left", fontsize=11)
+    x, y = ends["ppl_target"], ends["copain"]
+    for i, arm in enumerate(log.arms):
+        axes[4].errorbar(x[i].mean, y[i].mean, yerr=y[i].mean - y[i].low, fmt="o", color=COLOURS[i % len(COLOURS)],
+                         ecolor="0.8", ms=7)
+        axes[4].annotate(arm, (x[i].mean, y[i].mean), xytext=(6, 4), textcoords="offset points", fontsize=9)
+    for ax in (axes[0], axes[4]):
+        if max(e.mean for e in x) > 2 * min(e.mean for e in x):
+            ax.set_xscale("log")
+        ax.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+        ax.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    axes[4].axhline(copain_chance(), color="0.5", ls=":", lw=1)
+    axes[4].set_title("Copain, % against target perplexity: top left is best", loc="left", fontsize=11)
+    axes[4].margins(x=0.2)
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+    fig.suptitle(title, x=0.01, ha="left", fontsize=13)
+    fig.tight_layout()
+    fig.savefig(path, dpi=100)
     plt.close(fig)
 
 
@@ -595,33 +782,37 @@ def show(world):
     """Prints one prompt of every task, with its answer, and how the controls change it."""
     languages = world.languages()
     items = {item.task: item for item in copain_items(world, 1)}
-    for name, lang in languages.items():
-        twin = next(l for l in languages.values() if l.name != "english") if name == "english" else lang
-        items[f"label task, {name}"] = label_items(lang, twin, 1)[0]
-    for task, item in items.items():
-        print(f"--- {task}   answer: {item.answer}   choices: {' '.join(item.choices)}\n{item.prompt()}")
-    print(f"--- {task}, shuffled\n{item.prompt(item.shuffled_shots())}\n--- {task}, zero-shot\n{item.prompt(())}")
+    for task, make in (("cloze", cloze_items), ("label", label_items)):
+        items |= {f"{task} task, {name}": make(languages[name], languages["target"], 1)[0] for name in ("english", "target")}
+    for name, item in items.items():
+        print(f"--- {name}   answer: {item.answer}   choices: {', '.join(item.choices)}\n{item.prompt()}")
+    print(f"--- {name}, shuffled\n{item.prompt(item.shuffled_shots())}\n--- {name}, zero-shot\n{item.prompt(())}")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", help="a .pt file under runs/")
     parser.add_argument("--show", action="store_true", help="print every kind of prompt")
-    parser.add_argument("--report", metavar="RUN", help="draw the report of a run folder again")
+    parser.add_argument("--report", metavar="STUDY", help="draw the report of a study's folder again")
+    parser.add_argument("--findings", metavar="RESULTS", help="print the claims and controls of the studies in a folder")
     flags = parser.parse_args()
     if flags.show:
         show(World())
     elif flags.report:
         print(report(flags.report))
+    elif flags.findings:
+        print(findings(flags.findings))
     elif flags.checkpoint:
         ckpt = load_checkpoint(flags.checkpoint)
+        if ckpt["job"]["arm"]["shadow"]:
+            ckpt["model"] |= ckpt["ema"]
         benchmark = Benchmark(World(**ckpt["world"]), Tokenizer.from_json(ckpt["tokenizer"]), *ckpt["benchmark"])
         print(f"{flags.checkpoint}: {ckpt['job']['name']}, step {ckpt['step']}")
         for key, value in benchmark(model_from_checkpoint(ckpt)).items():
             for name, x in value.items() if isinstance(value, dict) else [(key, value)]:
                 print(f"{name:32} {x:8.2f}")
     else:
-        parser.error("give a checkpoint, --show or --report RUN")
+        parser.error("give a checkpoint, --show, --report STUDY or --findings RESULTS")
 
 
 if __name__ == "__main__":

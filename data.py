@@ -3,7 +3,8 @@
 Two languages talk about one world. English supplies prose and patterns, documents that repeat one rule line after line,
 from which a model learns to learn in context; the target language supplies nearly only prose. That is the
 situation of Elhady et al. 2025 in miniature: what the target corpus teaches (words) and what English taught
-(in-context learning) can be told apart, and some tasks need both.
+(in-context learning) can be told apart, and some tasks need both. A third language, and English prose and patterns
+apart, are there for the studies that ask what it is about English.
 
     python data.py           # prints a document of every kind in both languages, and how it is tokenized
     python data.py --target-order VSO --seed 7
@@ -165,41 +166,48 @@ def draw_format(rng):
 # -------------------------------------------------------------------------------------------------------- documents
 @dataclass(frozen=True)
 class World:
-    """What the corpora are made of. A share is a share of the documents of a corpus."""
+    """What there is to write about, and in which languages; SOURCES says which corpora come of it."""
     max_integer: int = 19
     list_lengths: tuple = (3,)
-    targets: tuple = (("target", 0, "SOV", .4),)  # name, seed, word order, share of cognates of each target language
-    english_shares: tuple = (("prose", .25), ("lists", .53), ("labels", .18), ("same_category", .02),
-                             ("repeats", .02))
-    target_shares: tuple = (("prose", .9455), ("lists", .003), ("labels", .0015), ("same_category", .025),
-                            ("repeats", .025))
+    targets: tuple = (("target", 0, "SOV", .4), ("third", 0, "VSO", 0.))  # name, seed, word order, cognates of each
 
     def languages(self):
         """{name: Language}, English first."""
         return {"english": ENGLISH} | {t[0]: make_language(*t) for t in self.targets}
 
-    def shares(self, name):
-        return self.english_shares if name == "english" else self.target_shares
+
+_PATTERNS = dict(lists=.53, labels=.18, same_category=.02, repeats=.02)
+SOURCES = {  # name of a corpus: its language, and the shares of its documents by kind; shares are relative to their sum
+    "english": ("english", dict(prose=.25) | _PATTERNS),
+    "target": ("target", dict(prose=.9455, lists=.003, labels=.0015, same_category=.025, repeats=.025)),
+    "english-prose": ("english", dict(prose=1)),
+    "english-patterns": ("english", _PATTERNS),
+    "third-language": ("third", dict(prose=1)),
+}
 
 
 _ZIPF = list(accumulate((rank + 1) ** -0.7 for rank in range(20)))  # frequencies of the nouns of a category
 
 
+def noun_phrase(lang, noun, adjective=None, ending=""):
+    """' wild dog': in the order of the language, with its ending (determiner of a subject, case marker of an object)."""
+    words = [w for w in ((noun, adjective) if lang.adjective_after else (adjective, noun)) if w]
+    return "".join(f" {lang.words[w]}" for w in words) + (ending and f" {ending}")
+
+
 def prose(rng, world, lang):
     """4 to 9 sentences: nouns by Zipf's law, the verb that their categories take, adjectives that prefer one."""
-    def noun_phrase(category, ending):
-        noun = " " + lang.words[rng.choices(NOUNS[category], cum_weights=_ZIPF)[0]]
+    def draw(category):
+        noun, adjective = rng.choices(NOUNS[category], cum_weights=_ZIPF)[0], None
         if rng.random() < 0.4:
-            of = category if rng.random() < 0.9 else rng.choice(CATEGORIES)
-            adjective = " " + lang.words[rng.choice(ADJECTIVES[of])]
-            noun = noun + adjective if lang.adjective_after else adjective + noun
-        return noun + (" " + ending if ending else "")
+            adjective = rng.choice(ADJECTIVES[category if rng.random() < 0.9 else rng.choice(CATEGORIES)])
+        return noun, adjective
 
     sentences = []
     for _ in range(rng.randint(4, 9)):
         s, o = rng.choice(CATEGORIES), rng.choice(CATEGORIES)
-        part = {"S": noun_phrase(s, lang.determiner), "V": " " + lang.words[VERBS[s, o]],
-                "O": noun_phrase(o, lang.case_marker)}
+        part = {"S": noun_phrase(lang, *draw(s), lang.determiner), "V": " " + lang.words[VERBS[s, o]],
+                "O": noun_phrase(lang, *draw(o), lang.case_marker)}
         sentences.append("".join(part[x] for x in lang.order) + ".")
     return "".join(sentences)
 
@@ -241,11 +249,12 @@ def repeats(rng, world, lang):
 DOCUMENT_KINDS = dict(prose=prose, lists=lists, labels=labels, same_category=same_category, repeats=repeats)
 
 
-def write_corpus(world, lang, n_documents, seed):
-    """A list of n_documents strings of one language, of the kinds and shares that the world gives it."""
-    rng = Random(f"{lang.name}/{seed}")
-    kinds, weights = zip(*world.shares(lang.name))
-    return [DOCUMENT_KINDS[kind](rng, world, lang) for kind in rng.choices(kinds, weights, k=n_documents)]
+def write_corpus(world, source, n_documents, seed):
+    """A list of n_documents strings of a source, of the language, kinds and shares that SOURCES gives it."""
+    language, shares = SOURCES[source]
+    rng, lang = Random(f"{source}/{seed}"), world.languages()[language]
+    kinds = rng.choices(list(shares), list(shares.values()), k=n_documents)
+    return [DOCUMENT_KINDS[kind](rng, world, lang) for kind in kinds]
 
 
 # -------------------------------------------------------------------------------------------------------- tokenizer
@@ -365,10 +374,10 @@ if __name__ == "__main__":
         languages = world.languages()
     except ValueError as e:
         raise SystemExit(f"error: {e}") from None
-    corpora = {name: write_corpus(world, lang, 2000, flags.seed) for name, lang in languages.items()}
+    corpora = {name: write_corpus(world, name, 2000, flags.seed) for name in languages}
     tok = Tokenizer(train_bpe([d for docs in corpora.values() for d in docs], 2048))
     for name, lang in languages.items():
-        for kind, share in world.shares(name):
+        for kind, share in SOURCES[name][1].items():
             print(f"--- {name}, {kind} ({share:.1%} of the documents)")
             text = DOCUMENT_KINDS[kind](Random(flags.seed), world, lang)
             print(text, f"\n[{' '.join(repr(tok.decode([t])) for t in tok.encode(text)[:16])} ...]\n")

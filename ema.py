@@ -11,7 +11,8 @@ and theta_t goes back into training. With that it is a thing of another name:
   Hence the arm `low-lr` in every study: what it also repairs is no merit of averaging.
 * eta > 1: the Lookahead optimizer (Zhang et al. 2019, arXiv:1907.08610) with k = eta and slow step 1 - alpha.
 
-The authors' released code computes 1.08 theta' - 0.08 previous, the opposite sign; this is the paper's equation.
+The authors' released code computes 1.08 theta' - 0.08 previous, the opposite sign; this is the paper's equation. That
+code's is alpha = -0.08 here, and an arm of the study `averaging`.
 
 ShadowEMA is Polyak averaging: evaluated, never trained on. Both walk named_parameters(), where a tied tensor occurs
 once, and update all tensors in a few fused calls.
@@ -27,8 +28,9 @@ import torch
 
 class _Average:
     def __init__(self, model, alpha, every=1):
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"EMA alpha is {alpha}, expected a number from 0 (no averaging) to 1 (no training)")
+        if not -1 <= alpha <= 1:
+            raise ValueError(f"EMA alpha is {alpha}, expected a number from 0 (no averaging) to 1 (no training), or above "
+                             "-1 to step away from the average")
         if every < 1:
             raise ValueError(f"EMA interval is {every} steps, expected 1 or more")
         self.alpha, self.every = alpha, every

@@ -148,6 +148,43 @@ class GPT(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
 
+class LoRALinear(nn.Linear):
+    """A Linear whose weight W acts as W + B A (Hu et al. 2021), A (rank, in) random, B (out, rank) zero: at first it
+    changes nothing. It takes over the tensors of `linear`, so that parameter names stay and lora_A, lora_B join them."""
+
+    def __init__(self, linear, rank):
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self.lora_A = nn.Parameter(torch.randn(rank, linear.in_features) / math.sqrt(linear.in_features))
+        self.lora_B = nn.Parameter(torch.zeros(linear.out_features, rank))
+
+    def forward(self, x):
+        return super().forward(x) + x @ self.lora_A.T @ self.lora_B.T         # (B, T, in) -> (B, T, rank) -> (B, T, out)
+
+
+def add_lora(model, rank):
+    """Puts a LoRALinear in the place of every Linear of the blocks; which parameters train is the caller's choice."""
+    if rank < 1:
+        raise ValueError(f"LoRA rank is {rank}, expected 1 or more")
+    for module in [m for block in model.transformer.h for m in (block.attn, block.mlp)]:
+        for name, child in list(module.named_children()):
+            setattr(module, name, LoRALinear(child, rank))
+
+
+@torch.no_grad()
+def merge_lora(model):
+    """W <- W + B A, and plain Linears again: the same function, an ordinary GPT. Returns the model."""
+    for module in [m for block in model.transformer.h for m in (block.attn, block.mlp)]:
+        for name, child in list(module.named_children()):
+            if isinstance(child, LoRALinear):
+                merged = nn.Linear(child.in_features, child.out_features, child.bias is not None, child.weight.device)
+                merged.weight.copy_(child.weight + child.lora_B @ child.lora_A)
+                merged.bias = child.bias
+                setattr(module, name, merged)
+    return model
+
+
 def load_checkpoint(path):
     """A checkpoint of train.py as a dict of numbers, strings and tensors on the CPU; no code in the file is run. Raises
     ValueError if there is none at path, or it cannot be read."""
@@ -160,10 +197,13 @@ def load_checkpoint(path):
 
 
 def model_from_checkpoint(ckpt):
-    """The GPT that such a dict holds."""
+    """The GPT that such a dict holds, with LoRA merged where it has some."""
     model = GPT(GPTConfig(**ckpt["config"]))
+    rank = next((p.size(0) for name, p in ckpt["model"].items() if name.endswith("lora_A")), 0)
+    if rank:
+        add_lora(model, rank)
     model.load_state_dict(ckpt["model"])
-    return model
+    return merge_lora(model)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,22 @@
-"""The study: a base model, continued pretraining (CPT) from it under several arms, the benchmark, the report.
+"""The studies: base models, continued pretraining (CPT) from them under several arms, the benchmark, the report.
 
-    python train.py                                  the whole study, from random weights to the figure
-    python train.py --preset smoke                   every stage in a minute; its numbers mean nothing
+    python train.py                                  the study `main` with one seed, from random weights to the figure
     python train.py --seeds 5                        five times, base included; means and 95% intervals
+    python train.py --study averaging --seeds 3      another study, see STUDIES; arms that were run are not run again
+    python train.py --preset smoke                   every stage in a minute; its numbers mean nothing
     python train.py --only base                      pretraining alone
     python train.py --only ema --init PATH/base.pt   one arm from a given base
-    python train.py --sample runs/laptop/seed1337/ema.pt
+    python train.py --sample runs/laptop/seed2026/ema.pt
     python train.py --help                           every setting
 
 Rerunning a command continues what was interrupted. Elhady et al. 2025 is "the paper" below.
 
-Data flow of one seed:  prepare() -> data/*.bin, tokenizer.json;  train(base job) -> base.pt;  one train(arm job) per
-arm, side by side -> ARM.pt, ARM.jsonl;  bench.report() -> metrics.jsonl, report.md, summary.json, figure.png.
+Data flow of one seed:  prepare() -> data/*.bin, tokenizer.json;  train(base job) -> base.pt;  train(arm job) -> ARM.pt,
+ARM.jsonl;  of all seeds side by side, a process each.  Then metrics.jsonl of the study's arms, and bench.report() of it.
 """
 import argparse
 import contextlib
+import copy
 import dataclasses
 import difflib
 import json
@@ -30,6 +32,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import torch
@@ -37,27 +40,125 @@ from tqdm import tqdm
 
 import bench
 from curriculum import Curriculum
-from data import Mixture, Tokenizer, World, train_bpe, write_corpus
-from ema import InLoopEMA
-from model import GPT, GPTConfig, load_checkpoint, model_from_checkpoint
+from data import SOURCES, Mixture, Tokenizer, World, prose, train_bpe, write_corpus
+from ema import InLoopEMA, ShadowEMA
+from model import GPT, GPTConfig, add_lora, load_checkpoint, merge_lora, model_from_checkpoint
 
 
-# --------------------------------------------------------------------------------------------------------- the arms
+# ------------------------------------------------------------------------------------------------- arms and studies
 @dataclass(frozen=True)
 class Arm:
-    """What one CPT run does differently. alpha 0 means no EMA; the learning rate is Settings.lr * lr_scale."""
+    """What one CPT run does differently from the plainest one; the learning rate is Settings.lr * lr_scale."""
     curriculum: str
-    ema_alpha: float = 0.0
-    ema_every: int = 1
     lr_scale: float = 1.0
+    ema_alpha: float = 0.0    # 0: no EMA
+    ema_every: int = 1
+    shadow: bool = False      # evaluate the average and train on without it
+    lora_rank: int = 0        # 0: no LoRA
+    trained: str = ""         # pattern of the names of the parameters that train; the others stay as they are
+    l2: float = 0.0           # decoupled L2 penalty to the base: each step moves lr * l2 of the way back to it
+    base: str = ""            # one of BASES to start from
+    start: str = ""           # an arm to go on from, at a constant learning rate, in place of a base
+    steps: int = 0            # 0: Settings.steps
 
 
-ARMS = {  # a new line here is a new arm in the study, the report and the figure
-    "target":         Arm("target=rest"),
-    "target+english": Arm("target=rest english=constant(0.2)"),
+TARGET = "target=rest"
+REPLAY = "target=rest english=constant(0.2)"
+LORA = dict(trained="lora_")
+ARMS = {
+    "target":         Arm(TARGET),
+    "target+english": Arm(REPLAY),
     "curriculum":     Arm("target=rest english=window(0.2, 0, 0.1)"),
-    "ema":            Arm("target=rest", ema_alpha=0.92),
-    "low-lr":         Arm("target=rest", lr_scale=0.08),  # what `ema` is at every=1, see ema.py
+    "ema":            Arm(TARGET, ema_alpha=0.92),
+    "low-lr":         Arm(TARGET, lr_scale=0.08),  # what `ema` is at every=1, see ema.py
+    # what is replayed
+    "english-prose":    Arm("target=rest english-prose=constant(0.2)"),
+    "english-patterns": Arm("target=rest english-patterns=constant(0.2)"),
+    "third-language":   Arm("target=rest third-language=constant(0.2)"),
+    "english-only":     Arm("english=rest"),
+    # how much of it
+    "english-1":  Arm("target=rest english=constant(0.01)"),
+    "english-5":  Arm("target=rest english=constant(0.05)"),
+    "english-50": Arm("target=rest english=constant(0.5)"),
+    # when: the first three see as much English as the curriculum does
+    "middle":   Arm("target=rest english=window(0.2, 0.45, 0.55)"),
+    "last":     Arm("target=rest english=window(0.2, 0.9, 1)"),
+    "spread":   Arm("target=rest english=constant(0.02)"),
+    "first-5":  Arm("target=rest english=window(0.2, 0, 0.05)"),
+    "first-20": Arm("target=rest english=window(0.2, 0, 0.2)"),
+    "first-40": Arm("target=rest english=window(0.2, 0, 0.4)"),
+    # averages, and learning rates without them
+    "ema-0.8":      Arm(TARGET, ema_alpha=0.8),
+    "ema-0.992":    Arm(TARGET, ema_alpha=0.992),
+    "ema-every-10": Arm(TARGET, ema_alpha=0.92, ema_every=10),
+    "shadow-ema":   Arm(TARGET, ema_alpha=0.992, shadow=True),
+    "flipped-ema":  Arm(TARGET, ema_alpha=-0.08),
+    "lr-0.008":     Arm(TARGET, lr_scale=0.008),
+    "lr-0.03":      Arm(TARGET, lr_scale=0.03),
+    "lr-0.2":       Arm(TARGET, lr_scale=0.2),
+    "lr-0.5":       Arm(TARGET, lr_scale=0.5),
+    "lr-2":         Arm(TARGET, lr_scale=2.0),
+    # what may move
+    "lora-1":           Arm(TARGET, lora_rank=1, lr_scale=2.0, **LORA),
+    "lora-4":           Arm(TARGET, lora_rank=4, lr_scale=2.0, **LORA),
+    "lora-16":          Arm(TARGET, lora_rank=16, lr_scale=1.0, **LORA),
+    "lora-64":          Arm(TARGET, lora_rank=64, lr_scale=1.0, **LORA),
+    "lora-16+wte":      Arm(TARGET, lora_rank=16, lr_scale=1.0, trained="lora_|wte"),
+    "l2":               Arm(TARGET, l2=1.0),
+    "frozen-attention": Arm(TARGET, trained=r"^(?!.*\.attn\.)"),
+    "frozen-blocks":    Arm(TARGET, trained=r"wte|wpe|ln_f"),
+    # other bases: how much of the target language they have seen, how far it is from English
+    **{f"{base}{arm}": Arm(curriculum, base=base) for base in ("unseen", "seen-1", "seen-5", "seen-20", "near", "far", "none")
+       for arm, curriculum in (("", TARGET), ("+english", REPLAY))},
+    # after an arm, fifty steps of English
+    **{f"{arm}-then-english": Arm("english=rest", lr_scale=0.2, start=arm, steps=50)
+       for arm in ("target", "target+english", "curriculum", "ema", "low-lr")},
+}
+
+BASES = {  # what is different in them; "" is the base of `main`, which has seen 0.7% of a language with 40% cognates
+    "": {},
+    "unseen":  dict(base_curriculum="english=rest"),
+    "seen-1":  dict(base_curriculum="english=rest target=constant(0.01)"),
+    "seen-5":  dict(base_curriculum="english=rest target=constant(0.05)"),
+    "seen-20": dict(base_curriculum="english=rest target=constant(0.2)"),
+    "near":    dict(target_order="SVO", cognates=0.5),
+    "far":     dict(target_order="SOV", cognates=0.25),
+    "none":    dict(target_order="VSO", cognates=0.0),
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question, the arms that answer it, and which of them to compare; by default each with the first."""
+    question: str
+    arms: list
+    pairs: tuple = ()
+
+
+STUDIES = {
+    "main": Study("Does English in the mixture matter, and do a curriculum or an EMA stand in for it?",
+                  "target target+english curriculum ema low-lr".split()),
+    "replay-content": Study("Is it English, or the few-shot-like documents in it?",
+                            "target target+english english-prose english-patterns third-language english-only".split()),
+    "replay-dose": Study("How much English is enough?", "target english-1 english-5 target+english english-50".split()),
+    "placement": Study("The same English at another time, and windows of another length: what does the curriculum need?",
+                       "target target+english curriculum middle last spread first-5 first-20 first-40".split()),
+    "averaging": Study(
+        "Does an EMA of the weights do anything that a smaller learning rate does not?",
+        "target target+english ema low-lr ema-0.8 lr-0.2 ema-0.992 lr-0.008 ema-every-10 shadow-ema flipped-ema lr-0.03 "
+        "lr-0.5 lr-2".split(),
+        (("ema", "low-lr"), ("ema-0.8", "lr-0.2"), ("ema-0.992", "lr-0.008"), ("ema-every-10", "low-lr"),
+         ("ema", "target"), ("ema-every-10", "target"), ("shadow-ema", "target"), ("flipped-ema", "target"))),
+    "constraints": Study("Do weights that may not move far keep the ability, and what does it cost?",
+                         "target target+english lora-1 lora-4 lora-16 lora-64 lora-16+wte l2 frozen-attention "
+                         "frozen-blocks".split()),
+    "languages": Study(
+        "Does English matter more, the less of the language the base has seen, and the further it is from English?",
+        [f"{base}{arm}" for base in ("unseen", "seen-1", "seen-5", "seen-20", "near", "far", "none") for arm in
+         ("", "+english")],
+        tuple((f"{base}+english", base) for base in ("unseen", "seen-1", "seen-5", "seen-20", "near", "far", "none"))),
+    "relearn": Study("After fifty steps of English alone: was in-context learning suppressed or erased?",
+                     [f"{arm}-then-english" for arm in ("target", "target+english", "curriculum", "ema", "low-lr")]),
 }
 
 
@@ -68,10 +169,12 @@ class Settings:
     # the study
     preset: str = ""              # laptop, gpu or smoke; by default gpu where CUDA is found, else laptop
     name: str = ""                # the run's folder under runs/; by default the preset's name
-    seed: int = 1337              # the first seed: of the world, the initial weights and the order of the data
-    seeds: int = 1                # how many seeds, one after another, base included
-    bench_seed: int = 1234        # of the benchmark's items, the same for every seed and arm
-    only: str = ""                # 'base', or names of arms separated by commas; by default everything
+    study: str = "main"           # one of STUDIES
+    seeds: int = 1                # how many runs, base included; each adds 1 to the three seeds below
+    seed: int = 2026              # of the base: world, corpora, initial weights, order of the data in pretraining
+    data_seed: int = 0            # of the order of the data in the CPT
+    bench_seed: int = 1234        # of the benchmark's items
+    only: str = ""                # 'base', or names of arms separated by commas; by default the study's arms
     init: str = ""                # a base checkpoint to start the arms from, instead of pretraining one
     # the world
     max_integer: int = 19         # integers in lists run from 0 to this
@@ -94,18 +197,20 @@ class Settings:
     base_warmup: int = 50         # steps
     gate_copain: float = 50.0     # percent; below it there is no ICL to lose, and the study stops
     gate_label: float = 90.0      # percent, English label task
+    gate_cloze: float = 90.0      # percent, English cloze task
     # continued pretraining: AdamW as in the paper
-    steps: int = 1400
+    steps: int = 1000
     batch_size: int = 16
     lr: float = 5e-3              # peak
     warmup: float = 0.01          # share of the steps
-    lr_until: float = 0.3         # share of the steps at which the cosine has reached its floor
+    lr_until: float = 0.4         # share of the steps at which the cosine has reached its floor
     lr_floor: float = 0.05        # share of the peak
     weight_decay: float = 0.1     # on matrices only
     grad_clip: float = 1.0
     # evaluation
     copain_items: int = 150       # per task, of which there are seven
     label_items: int = 300
+    cloze_items: int = 200
     validation_blocks: int = 128
     # the machine
     device: str = ""              # cpu or cuda; by default cuda where it is found
@@ -114,10 +219,15 @@ class Settings:
 
     def world(self):
         return World(self.max_integer, tuple(self.list_lengths),
-                     (("target", self.seed, self.target_order, self.cognates),))
+                     (("target", self.seed, self.target_order, self.cognates), ("third", self.seed, "VSO", 0.0)))
 
-    def benchmark(self, tok):
-        return bench.Benchmark(self.world(), tok, self.copain_items, self.label_items, self.bench_seed)
+    def benchmark_arguments(self):
+        return [self.copain_items, self.label_items, self.cloze_items, self.bench_seed]
+
+    def run(self, i, base=""):
+        """The settings of run i of a study from the base of that name in BASES."""
+        return dataclasses.replace(self, seed=self.seed + i, data_seed=self.data_seed + i,
+                                   bench_seed=self.bench_seed + i, **BASES[base])
 
 
 PRESETS = {
@@ -126,8 +236,8 @@ PRESETS = {
                 block_size=128, base_steps=8000, base_batch_size=128, steps=4000, batch_size=64, lr=1e-3,
                 base_lr=1e-3, base_warmup=200, checkpoint_every=1000),
     "smoke": dict(documents=1500, n_layer=2, n_head=2, n_embd=32, base_steps=40, base_batch_size=8, base_warmup=5,
-                  steps=24, batch_size=8, gate_copain=0, gate_label=0, copain_items=10, label_items=20,
-                  validation_blocks=8, checkpoint_every=10),
+                  steps=24, batch_size=8, gate_copain=0, gate_label=0, gate_cloze=0, copain_items=10, label_items=20,
+                  cloze_items=20, validation_blocks=8, checkpoint_every=10),
 }
 
 
@@ -135,7 +245,7 @@ PRESETS = {
 class Job:
     """One run of the loop: the base, or one arm of the CPT."""
     name: str
-    curriculum: str
+    arm: Arm
     steps: int
     batch_size: int
     lr: float
@@ -143,26 +253,26 @@ class Job:
     lr_until: int
     lr_floor: float
     muon_lr: float = 0.0       # 0: AdamW for everything
-    ema_alpha: float = 0.0     # 0: no EMA
-    ema_every: int = 1
 
     def evaluate_at(self):
-        """Steps to evaluate at, dense at the start as in the paper: 0, 1, 2, 4, 8 ... and then every eighth of the
-        run; a base at every fifth."""
+        """Steps to evaluate at, dense at the start as in the paper: 0, 1, 2, 5, 10, 20, 50 ... and the last; a base at
+        every fifth of its run."""
         if self.muon_lr:
             return {self.steps * i // 5 for i in range(6)}
-        return {2 ** k for k in range(30) if 2 ** k < self.steps / 8} | {self.steps * i // 8 for i in range(9)}
+        return {0, self.steps} | {x for x in (d * 10 ** k for k in range(8) for d in (1, 2, 5)) if x < self.steps}
 
 
 def base_job(s):
-    return Job("base", s.base_curriculum, s.base_steps, s.base_batch_size, s.base_lr, s.base_warmup, s.base_steps, 0.0,
-               muon_lr=s.muon_lr)
+    return Job("base", Arm(s.base_curriculum), s.base_steps, s.base_batch_size, s.base_lr, s.base_warmup, s.base_steps,
+               0.0, muon_lr=s.muon_lr)
 
 
 def arm_job(s, name):
     arm = ARMS[name]
-    return Job(name, arm.curriculum, s.steps, s.batch_size, s.lr * arm.lr_scale, round(s.warmup * s.steps),
-               round(s.lr_until * s.steps), s.lr_floor, ema_alpha=arm.ema_alpha, ema_every=arm.ema_every)
+    steps, lr = arm.steps or s.steps, s.lr * arm.lr_scale
+    if arm.start:
+        return Job(name, arm, steps, s.batch_size, lr, 0, 0, 1.0)
+    return Job(name, arm, steps, s.batch_size, lr, round(s.warmup * steps), round(s.lr_until * steps), s.lr_floor)
 
 
 # ------------------------------------------------------------------------------------- learning rate and optimizers
@@ -186,9 +296,17 @@ def newton_schulz_float32(grad, ns_coefficients, ns_steps, eps):
     return x.T if grad.size(0) > grad.size(1) else x
 
 
+@torch.no_grad()
+def pull_back(model, before, share):
+    """Moves the weights by a share of the way back to `before` ({name: tensor}): the L2 penalty 0.5 |theta - before|^2,
+    decoupled from Adam as AdamW's weight decay is."""
+    names, params = zip(*model.named_parameters())
+    torch._foreach_lerp_(params, [before[n] for n in names], share)
+
+
 def make_optimizers(model, job, s):
     """Muon on the blocks' matrices where the job asks for it, AdamW with decay on matrices only for the rest."""
-    params = list(model.named_parameters())
+    params = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     blocks = [p for n, p in params if p.dim() == 2 and ".h." in n] if job.muon_lr else []
     rest = [p for n, p in params if not any(p is q for q in blocks)]
     groups = [{"params": [p for p in rest if p.dim() >= 2], "weight_decay": s.weight_decay},
@@ -219,34 +337,37 @@ def write_lines(path, rows):
     write_atomically(path, lambda p: p.write_text("".join(json.dumps(row) + "\n" for row in rows)), flush=False)
 
 
-def prepare(s, folder, tokenizer=None):
-    """Writes the corpora of one seed as token files, and the tokenizer (trained on them unless one is given as JSON);
-    the tokenizer last, as the sign of completion."""
-    if (folder / "tokenizer.json").exists():
-        return
+def prepare(s, folder, sources, tokenizer=None):
+    """Writes those of the sources of one seed that are missing, as token files, and first the tokenizer, trained on the
+    languages' documents unless one is given as JSON. Raises ValueError if the benchmark leaks or does not fit."""
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    world = s.world()
-    languages = world.languages()
-    documents = {name: write_corpus(world, lang, s.documents, s.seed) for name, lang in languages.items()}
-    tok = (Tokenizer.from_json(tokenizer) if tokenizer else
-           Tokenizer(train_bpe([d for docs in documents.values() for d in docs[:5000]], s.vocab_size)))
-    sources = {name: tok.encode_documents(docs) for name, docs in documents.items()}
-    benchmark = s.benchmark(tok)
+    world, path = s.world(), folder / "tokenizer.json"
+    if not path.exists():
+        if not tokenizer:
+            texts = [d for name in ("english", "target", "third-language") for d in write_corpus(world, name, min(4000, s.documents), s.seed)]
+            tokenizer = Tokenizer(train_bpe(texts, s.vocab_size)).to_json()
+        write_atomically(path, lambda p: p.write_text(tokenizer))
+    missing = [name for name in sources if not (folder / "data" / f"{name}_train.bin").exists()]
+    if not missing:
+        return
+    tok = Tokenizer.from_json(path.read_text())
+    benchmark = bench.Benchmark(world, tok, *s.benchmark_arguments())
     if benchmark.longest > s.block_size:
         raise ValueError(f"the longest benchmark prompt has {benchmark.longest} tokens with its answer, block_size is "
                          f"{s.block_size}: raise --block_size")
-    benchmark.check_disjoint(sources)
-    for name, lang in languages.items():
-        held_out = write_corpus(world, lang, max(200, 4 * s.validation_blocks), s.seed + 10 ** 6)
-        for part, ids in (("train", sources[name]), ("val", tok.encode_documents(held_out))):
+    for name in missing:
+        parts = [("train", s.documents, s.seed)]
+        if name in ("english", "target"):
+            parts.insert(0, ("val", max(200, 4 * s.validation_blocks), s.seed + 10 ** 6))
+        for part, n_documents, seed in parts:
+            ids = tok.encode_documents(write_corpus(world, name, n_documents, seed))
+            benchmark.check_disjoint({name: ids})
             write_atomically(folder / "data" / f"{name}_{part}.bin", ids.tofile)
-    write_atomically(folder / "tokenizer.json", lambda p: p.write_text(tok.to_json()))
 
 
-def open_data(folder, part):
+def open_data(folder, part, sources):
     """{source: np.memmap of uint16 token ids}."""
-    return {p.stem.removesuffix(f"_{part}"): np.memmap(p, dtype=np.uint16, mode="r")
-            for p in sorted((folder / "data").glob(f"*_{part}.bin"))}
+    return {name: np.memmap(folder / "data" / f"{name}_{part}.bin", dtype=np.uint16, mode="r") for name in sources}
 
 
 # --------------------------------------------------------------------------------------------------------- the loop
@@ -258,16 +379,23 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
     """
     path, device = folder / f"{job.name}.pt", s.device
     tok = Tokenizer.from_json((folder / "tokenizer.json").read_text())
-    curriculum = Curriculum(job.curriculum)
-    mixture = Mixture(open_data(folder, "train"), s.block_size, seed=2 * s.seed + (base is not None))
-    benchmark = s.benchmark(tok)
-    validation = open_data(folder, "val")
+    curriculum = Curriculum(job.arm.curriculum)
+    mixture = Mixture(open_data(folder, "train", curriculum.shapes), s.block_size,
+                      seed=2 * s.data_seed + 1 if base else 2 * s.seed)
+    benchmark = bench.Benchmark(s.world(), tok, *s.benchmark_arguments())
+    validation = open_data(folder, "val", ("english", "target"))
     torch.manual_seed(s.seed)
     config = GPTConfig(tok.vocab_size, s.block_size, s.n_layer, s.n_head, s.n_embd)
-    model = (model_from_checkpoint(base) if base else GPT(config)).to(device)
-    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    model = model_from_checkpoint(base) if base else GPT(config)
+    before = {n: p.detach().clone().to(device) for n, p in model.named_parameters()}
+    if job.arm.lora_rank:
+        add_lora(model, job.arm.lora_rank)
+    model.to(device)
+    for name, p in model.named_parameters():
+        p.requires_grad_(bool(re.search(job.arm.trained, name)))
     optimizers = make_optimizers(model, job, s)
-    ema = InLoopEMA(model, job.ema_alpha, job.ema_every) if job.ema_alpha else None
+    ema = (ShadowEMA if job.arm.shadow else InLoopEMA)(model, job.arm.ema_alpha, job.arm.ema_every)
+    ema = ema if job.arm.ema_alpha else None
     autocast = torch.autocast(device, torch.bfloat16, enabled=s.dtype == "bfloat16")
     start, rows, tokens = 0, [], dict.fromkeys(mixture.sources, 0)
     loss_sum, n_losses = torch.zeros((), device=device), 0  # since the last evaluation; the sum waits on the device
@@ -287,12 +415,15 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
             ema.load_state_dict(ckpt["ema"])
 
     def measure(step):
-        row = {"arm": job.name, "seed": s.seed, "step": step, "lr": job.lr * lr_factor(step, job),
-               "train_loss": mean_loss(step) if n_losses else None, **{f"tokens_{k}": n for k, n in tokens.items()}}
-        if base and step == 0:  # the same model and the same benchmark as in the last row of the base
+        row = {"arm": job.name, "seed": s.seed, "data_seed": s.data_seed, "bench_seed": s.bench_seed, "step": step,
+               "lr": job.lr * lr_factor(step, job), "train_loss": mean_loss(step) if n_losses else None,
+               **{f"tokens_{k}": n for k, n in tokens.items()}}
+        if base and step == 0 and base["benchmark"] == s.benchmark_arguments():  # measured when the base ended
             return {**base["rows"][-1], **row, "shift_l2": 0.0, "shift_relative": 0.0}
-        with autocast:
-            return row | bench.evaluate(model, benchmark, validation, before, s.validation_blocks, step == job.steps)
+        whole = merge_lora(copy.deepcopy(model)) if job.arm.lora_rank else model
+        with autocast, ema.applied() if job.arm.shadow else contextlib.nullcontext():
+            return row | bench.evaluate(whole, benchmark, validation, before, s.validation_blocks,
+                                        full=step in (0, job.steps))
 
     def mean_loss(step):
         mean = loss_sum.item() / n_losses
@@ -305,7 +436,7 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
         if n_losses:
             mean_loss(step)  # refuses to save what is not finite
         state = {"job": asdict(job), "settings": asdict(s), "config": asdict(config), "world": asdict(s.world()),
-                 "benchmark": [s.copain_items, s.label_items, s.bench_seed], "tokenizer": tok.to_json(),
+                 "benchmark": s.benchmark_arguments(), "tokenizer": tok.to_json(),
                  "step": step, "rows": rows, "tokens": tokens, "loss_sum": loss_sum.item(), "n_losses": n_losses,
                  "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers],
                  "ema": ema.state_dict() if ema else None}
@@ -334,6 +465,8 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
+        if job.arm.l2:
+            pull_back(model, before, job.arm.l2 * job.lr * lr_factor(step, job))
         if ema:
             ema.update(step + 1)
 
@@ -358,39 +491,66 @@ def stop_on_signal():
             signal.signal(sig, handler)
 
 
-def arm_process(s, name, folder, base_path, threads, messages):
-    """The body of a child process: one arm. Sends (arm, step, loss), at a user's error (arm, -1, the message)."""
+@dataclass(frozen=True)
+class Task:
+    """A job and all that a process needs to run it: the sources to prepare (for a base) or the checkpoint to start from."""
+    settings: Settings
+    job: Job
+    folder: Path
+    sources: tuple = ()
+    start: str = ""
+
+    @property
+    def name(self):
+        return f"{self.settings.seed} {self.job.arm.base or ''} {self.job.name}".replace("  ", " ")
+
+    def steps_done(self):
+        path = self.folder / f"{self.job.name}.pt"
+        return load_checkpoint(path)["step"] if path.exists() else 0
+
+    def finished(self):
+        return self.steps_done() == self.job.steps and all(
+            (self.folder / "data" / f"{name}_train.bin").exists() for name in self.sources)
+
+
+def run_task(task, threads, messages):
+    """The body of a child process. Sends (task's name, step, loss), at a user's error (name, -1, the message)."""
     torch.set_num_threads(threads)
     parent = mp.parent_process()
     try:
         with stop_on_signal() as stopped:
-            train(s, arm_job(s, name), folder, load_checkpoint(base_path), lambda *news: messages.put((name, *news)),
-                  lambda: stopped() or not parent.is_alive())
+            if task.sources:
+                prepare(task.settings, task.folder, task.sources)
+            train(task.settings, task.job, task.folder, load_checkpoint(task.start) if task.start else None,
+                  lambda *news: messages.put((task.name, *news)), lambda: stopped() or not parent.is_alive())
     except (ValueError, OSError) as e:
-        messages.put((name, -1, str(e)))
+        messages.put((task.name, -1, str(e)))
         sys.exit(2)
 
 
-def run_arms(s, names, folder, base_path):
-    """Runs the arms that are not finished side by side, one process each, under one progress bar.
+def run_tasks(tasks, title):
+    """Runs the tasks that are not finished, several side by side, a process each, under one progress bar.
 
-    Raises ChildProcessError naming the arms that failed, after the others have finished; KeyboardInterrupt if stopped.
+    Raises ChildProcessError naming those that failed, after the others have finished; KeyboardInterrupt if stopped.
     """
-    done = {n: load_checkpoint(folder / f"{n}.pt")["step"] if (folder / f"{n}.pt").exists() else 0 for n in names}
-    names = [n for n in names if done[n] < s.steps]
+    done = {task.name: task.steps_done() for task in tasks}
+    total, waiting = sum(task.job.steps for task in tasks), [task for task in tasks if not task.finished()]
+    if not waiting:
+        return
     context = mp.get_context("forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn")
     if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload(["train"])  # torch is imported once, not once an arm
-    messages = context.Queue()
-    threads = max(1, torch.get_num_threads() // max(1, len(names)))
-    children = {n: context.Process(target=arm_process, args=(s, n, folder, base_path, threads, messages), daemon=True)
-                for n in names}
-    for child in children.values():
-        child.start()
+        context.set_forkserver_preload(["train"])  # torch is imported once, not once a task
+    messages, children, unfinished = context.Queue(), {}, list(waiting)
+    cores = torch.get_num_threads()
+    at_once, threads = max(cores, 6), max(1, cores // len(waiting))  # a few more than cores, so that none idles at the end
     losses, errors = {}, {}
-    bar = progress_bar(f"seed {s.seed}, {len(done)} arms", len(done) * s.steps, sum(done.values()))
+    bar = progress_bar(title, total, sum(done.values()))
     try:
-        while any(child.is_alive() for child in children.values()) or not messages.empty():
+        while waiting or any(child.is_alive() for child in children.values()) or not messages.empty():
+            while waiting and sum(child.is_alive() for child in children.values()) < at_once:
+                task = waiting.pop(0)
+                children[task.name] = context.Process(target=run_task, args=(task, threads, messages), daemon=True)
+                children[task.name].start()
             try:
                 name, step, news = messages.get(timeout=0.2)
             except queue.Empty:
@@ -400,7 +560,8 @@ def run_arms(s, names, folder, base_path):
                 continue
             losses[name], done[name] = news, step
             bar.update(sum(done.values()) - bar.n)
-            bar.set_postfix_str("loss " + " ".join(f"{n} {loss:.2f}" for n, loss in losses.items()), refresh=False)
+            bar.set_postfix_str("loss " + ", ".join(f"{n} {losses[n]:.2f}" for n, child in children.items()
+                                                    if n in losses and child.is_alive()), refresh=False)
     finally:  # also on Ctrl-C, which the children have received, too: they write a checkpoint and end
         for child in children.values():
             child.join(timeout=30)
@@ -408,8 +569,8 @@ def run_arms(s, names, folder, base_path):
     failed = [f"{n}: {errors.get(n, f'the process ended with exit code {child.exitcode}')}"
               for n, child in children.items() if child.exitcode]
     if failed:
-        raise ChildProcessError("arms failed: " + "; ".join(failed) + " -- rerun the same command to continue")
-    if any(load_checkpoint(folder / f"{n}.pt")["step"] < s.steps for n in names):
+        raise ChildProcessError("failed: " + "; ".join(failed) + " -- rerun the same command to continue")
+    if any(not task.finished() for task in unfinished):
         raise KeyboardInterrupt
 
 
@@ -419,31 +580,14 @@ def progress_bar(title, total, initial):
                 dynamic_ncols=True)
 
 
-def pretrain(s, folder):
-    """The base of one seed; returns the path of its checkpoint."""
-    job, path = base_job(s), folder / "base.pt"
-    start = load_checkpoint(path)["step"] if path.exists() else 0
-    if start < job.steps:
-        bar = progress_bar(f"seed {s.seed}, base", job.steps, start)
-
-        def tell(step, loss):
-            bar.update(step - bar.n)
-            bar.set_postfix_str(f"loss {loss:.2f}", refresh=False)
-
-        with stop_on_signal() as stopped:
-            rows = train(s, job, folder, tell=tell, stopping=stopped)
-        bar.close()
-        if rows[-1]["step"] < job.steps:
-            raise KeyboardInterrupt
-    return path
-
-
 def gate(s, rows):
     """Raises ValueError if a base has not learned what the arms could lose."""
-    for key, floor, what in (("copain", s.gate_copain, "Copain"), ("label_english", s.gate_label, "English label task")):
+    for key, floor, what in (("copain", s.gate_copain, "Copain"), ("label_english", s.gate_label, "English label task"),
+                             ("cloze_english", s.gate_cloze, "English cloze task")):
         if rows[-1][key] < floor:
-            raise ValueError(f"the base reached {rows[-1][key]:.1f}% on {what}, below the gate of {floor:g}%: from there "
-                             "the arms would show nothing. Train it longer (--base_steps) or try another --seed")
+            raise ValueError(f"the base of seed {s.seed} reached {rows[-1][key]:.1f}% on {what}, below the gate of "
+                             f"{floor:g}%: from there the arms would show nothing. Train it longer (--base_steps) or try "
+                             "another --seed")
 
 
 # -------------------------------------------------------------------------------------------------------- the study
@@ -488,8 +632,9 @@ def _matmul_seconds(dtype):
     return min(times)
 
 
-def say_plan(s, names):
-    """Prints what will run, and for how long if training alone took the time: from three steps measured now."""
+def say_plan(s, bases, arms):
+    """Prints what will run (both lists of Tasks), and for how long if training alone took the time: from three steps
+    measured now."""
     model = GPT(GPTConfig(700, s.block_size, s.n_layer, s.n_head, s.n_embd)).to(s.device)
     x = torch.zeros(s.base_batch_size, s.block_size, dtype=torch.long, device=s.device)
     seconds = []
@@ -499,62 +644,116 @@ def say_plan(s, names):
             model(x, x)[1].backward()
         model.transformer.wpe.weight.grad.sum().item()
         seconds.append(time.perf_counter() - start)
-    base, arms = s.base_steps * s.base_batch_size * s.block_size, s.steps * s.batch_size * s.block_size
-    per_token = sorted(seconds)[1] / x.numel()
-    minutes = s.seeds * per_token * (base * (not s.init) + len(names) * arms) * 1.3 / 60
-    print(f"{s.seeds} seed{'s' * (s.seeds > 1)}: base {s.base_steps} steps ({base / 1e6:.1f}M tokens), "
-          f"{len(names)} arms ({', '.join(names)}) of {s.steps} steps ({arms / 1e6:.1f}M tokens each), "
-          f"{model.num_params() / 1e6:.2f}M parameters; about {max(1, math.ceil(minutes))} min")
+    left = sum((task.job.steps - task.steps_done()) * task.job.batch_size * s.block_size for task in [*bases, *arms])
+    minutes = left * sorted(seconds)[1] / x.numel() * 1.2 / 60
+    tokens = lambda task: f"{task.job.steps} steps, {task.job.steps * task.job.batch_size * s.block_size / 1e6:.1f}M tokens"
+    print(f"study {s.study}, {s.seeds} run{'s' * (s.seeds > 1)}, {model.num_params() / 1e6:.2f}M parameters: {len(bases)} "
+          f"base{'s' * (len(bases) != 1)}{f' ({tokens(bases[0])} each)' if bases else ''}, {len(arms)} arms"
+          f"{f' ({tokens(arms[0])} each)' if arms else ''}; about {math.ceil(minutes)} min")
 
 
 def open_run(s, run, machine):
     """Makes the run's folder and records settings, machine and commit in it; or checks that it belongs to the same
-    settings, where the record of its first start stays."""
-    path, free = run / "settings.json", {"seeds", "only"}
+    settings, and adds this machine and commit if they are others. Returns the record."""
+    path, free = run / "settings.json", {"seeds", "only", "study"}
     git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, text=True,
                          capture_output=True)
-    info = {"machine": machine, "commit": git.stdout.strip() or "unknown", "arms": {n: asdict(a) for n, a in ARMS.items()}}
+    info = {"settings": json.loads(json.dumps(asdict(s))), "machines": [machine],
+            "commits": [git.stdout.strip() or "unknown"]}
     if path.exists():
-        old = json.loads(path.read_text())
-        new = json.loads(json.dumps(asdict(s)))
-        differ = [f"{k} {old['settings'].get(k)!r} there, {v!r} here" for k, v in new.items()
-                  if old["settings"].get(k) != v and k not in free]
+        try:
+            old = json.loads(path.read_text())
+            differ = [f"{k} {old['settings'].get(k)!r} there, {v!r} here" for k, v in info["settings"].items()
+                      if old["settings"].get(k) != v and k not in free]
+            for key in ("machines", "commits"):
+                info[key] = old[key] + [x for x in info[key] if x not in old[key]]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(f"{path} is not the record of a run: choose another --name") from None
         if differ:
             raise ValueError(f"{run} holds a run with other settings: {'; '.join(differ)}: choose another --name")
-        s.seeds = max(s.seeds, old["settings"]["seeds"])
-        info |= {"machine": old["machine"], "commit": old["commit"]}
     run.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda p: p.write_text(json.dumps({"settings": asdict(s), **info}, indent=1) + "\n"))
+    write_atomically(path, lambda p: p.write_text(json.dumps(info, indent=1) + "\n"))
+    return info
+
+
+def write_study(s, out, names, record, left_out):
+    """Gathers the rows of a study's arms from the run's folder into out/metrics.jsonl, and what the report needs to know
+    about them into out/settings.json."""
+    study, path = STUDIES[s.study], out / "settings.json"
+    names = list(dict.fromkeys([*study.arms, *names]))
+    out.mkdir(exist_ok=True)
+    if path.exists():
+        s.seeds = max(s.seeds, json.loads(path.read_text())["settings"]["seeds"])
+    rows = []
+    for name in names:
+        for i in range(s.seeds):
+            log = out.parent / f"seed{s.seed + i}" / ARMS[name].base / f"{name}.jsonl"
+            if log.exists():
+                rows += [json.loads(line) for line in log.read_text().splitlines()]
+    write_lines(out / "metrics.jsonl", rows)
+    info = {"study": s.study, "question": study.question, "pairs": study.pairs or [(n, names[0]) for n in names[1:]],
+            "arms": {n: asdict(ARMS[n]) for n in names}, "left_out": left_out, **record, "settings": asdict(s)}
+    write_atomically(path, lambda p: p.write_text(json.dumps(info, indent=1) + "\n"))
 
 
 def study(s):
-    """Everything that the settings ask for; returns the folder of the run."""
+    """Everything that the settings ask for; returns the folder of the study."""
     machine = find_machine(s)
-    names = list(ARMS) if s.only in ("", "base") else s.only.split(",")
-    base = load_checkpoint(s.init) if s.init else None
-    if base:  # its world, its shape, its tokenizer
+    names = s.only.split(",") if s.only not in ("", "base") else STUDIES[s.study].arms
+    init = load_checkpoint(s.init) if s.init else None
+    if init:  # its world, its shape, its tokenizer
         for field in ("seed", "max_integer", "list_lengths", "target_order", "cognates", "vocab_size", "n_layer",
                       "n_head", "n_embd", "block_size"):
-            setattr(s, field, base["settings"][field])
-    for name in names:  # what can be refused is refused before anything is written
-        Curriculum(arm_job(s, name).curriculum).check(s.steps)
-    say_plan(s, names)
+            setattr(s, field, init["settings"][field])
+        other = [name for name in names if ARMS[name].base]
+        if other or s.seeds > 1:
+            raise ValueError("--init gives one base for one run: " + (f"arm {other[0]!r} needs the base {ARMS[other[0]].base!r}"
+                             if other else f"--seeds is {s.seeds}") + ", leave --init out")
+    first = list(dict.fromkeys(ARMS[name].start or name for name in names))  # the arms that others go on from are run, too
+    for name in {*names, *first}:  # what can be refused is refused before anything is written
+        Curriculum(ARMS[name].curriculum).check(arm_job(s, name).steps)
     run = Path("runs") / s.name
-    open_run(s, run, machine)
-    for seed in range(s.seed, s.seed + s.seeds):
-        one, folder, clock = dataclasses.replace(s, seed=seed), run / f"seed{seed}", time.perf_counter()
-        prepare(one, folder, base and base["tokenizer"])
-        base_path = s.init or pretrain(one, folder)
-        gate(one, load_checkpoint(base_path)["rows"])
-        if s.only != "base":
-            print(f"base ready after {time.perf_counter() - clock:.0f} s")
-            run_arms(one, names, folder, base_path)
-            print(f"seed {seed} finished after {time.perf_counter() - clock:.0f} s")
-            write_lines(run / "metrics.jsonl", [json.loads(line) for p in sorted(run.glob("seed*/*.jsonl"))
-                                                if p.stem != "base" for line in p.read_text().splitlines()])
-    if s.only != "base":
-        print(bench.report(run))
-    return run
+    folder = lambda i, base: run / f"seed{s.seed + i}" / base
+    sources = {base: tuple(dict.fromkeys(["english", "target", *(x for name in first + names if ARMS[name].base == base
+                                                               for x in Curriculum(ARMS[name].curriculum).shapes)]))
+               for base in dict.fromkeys(ARMS[name].base for name in first)}
+    unknown = [x for xs in sources.values() for x in xs if x not in SOURCES]
+    if unknown:
+        raise ValueError(f"a curriculum names the source {unknown[0]!r}; there are {', '.join(SOURCES)}")
+    bases = [] if init else [Task(s.run(i, base), base_job(s.run(i, base)), folder(i, base), sources[base])
+                             for i in range(s.seeds) for base in sources]
+    arms, later = ([Task(s.run(i, ARMS[name].base), arm_job(s, name), folder(i, ARMS[name].base), (), start(i, name))
+                    for i in range(s.seeds) for name in group]
+                   for group, start in ((first, lambda i, name: s.init or folder(i, ARMS[name].base) / "base.pt"),
+                                        ([n for n in names if ARMS[n].start],
+                                         lambda i, name: folder(i, "") / f"{ARMS[name].start}.pt")))
+    if s.only == "base":
+        arms = later = []
+    say_plan(s, bases, arms + later)
+    record, clock = open_run(s, run, machine), time.perf_counter()
+    if init:
+        prepare(s, folder(0, ""), sources[""], init["tokenizer"])
+    run_tasks(bases, f"{len(bases)} base{'s' * (len(bases) > 1)}")
+    left_out = []
+    for task in bases:
+        try:
+            gate(task.settings, load_checkpoint(task.folder / "base.pt")["rows"])
+        except ValueError as e:
+            left_out.append((task.folder, str(e)))
+    if len(left_out) == len(bases) and bases:
+        raise ValueError(left_out[0][1])
+    for path, why in left_out:
+        print(f"left out: {why}")
+    arms, later = ([task for task in tasks if task.folder not in dict(left_out)] for tasks in (arms, later))
+    if s.only == "base":
+        return run
+    print(f"base ready after {time.perf_counter() - clock:.0f} s")
+    run_tasks(arms, f"{len(arms)} arms")
+    run_tasks(later, f"{len(later)} arms after them")
+    print(f"arms finished after {time.perf_counter() - clock:.0f} s")
+    write_study(s, run / s.study, names, record, [why for _, why in left_out])
+    print(bench.report(run / s.study))
+    return run / s.study
 
 
 def sample(path, language, prompt, n=3, length=60, seed=0):
@@ -565,8 +764,7 @@ def sample(path, language, prompt, n=3, length=60, seed=0):
     if not prompt:
         if language not in world.languages():
             raise ValueError(f"language {language!r} is not in this checkpoint: {', '.join(world.languages())}")
-        prompt = " ".join(write_corpus(dataclasses.replace(world, english_shares=(("prose", 1),), target_shares=(
-            ("prose", 1),)), world.languages()[language], 1, seed)[0].split(".")[:1]) + "."
+        prompt = prose(Random(seed), world, world.languages()[language]).split(".")[0] + "."
     start = torch.tensor([[tok.eot, *tok.encode(prompt)]])
     for ids in model.generate(start.repeat(n, 1), length, temperature=0.8,
                               generator=torch.Generator().manual_seed(seed)).tolist():
@@ -595,14 +793,14 @@ def parse_flags(argv):
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}: {', '.join(PRESETS)}")
     s = Settings(**{"name": preset} | PRESETS[preset] | given | {"preset": preset})
-    if s.only not in ("", "base"):
-        for name in s.only.split(","):
-            if name not in ARMS:
-                near = difflib.get_close_matches(name, ARMS, 1, 0)[0]
-                raise ValueError(f"unknown arm {name!r}; the nearest is {near!r}, all are {', '.join(ARMS)}")
+    for what, names, known in (("study", [s.study], STUDIES), ("arm", s.only.split(","), ARMS)):
+        for name in names:
+            if name not in known and name not in ("", "base"):
+                near = difflib.get_close_matches(name, known, 1, 0)[0]
+                raise ValueError(f"unknown {what} {name!r}; the nearest is {near!r}, all are {', '.join(known)}")
     for name in ("seeds", "documents", "n_layer", "n_head", "n_embd", "block_size", "base_steps", "base_batch_size",
                  "steps", "batch_size", "lr", "base_lr", "muon_lr", "grad_clip", "copain_items", "label_items",
-                 "validation_blocks", "checkpoint_every", "max_integer"):
+                 "cloze_items", "validation_blocks", "checkpoint_every", "max_integer"):
         if not getattr(s, name) > 0 or getattr(s, name) == math.inf:
             raise ValueError(f"--{name} is {getattr(s, name)}, expected a number above 0")
     for name in ("warmup", "lr_until", "lr_floor", "cognates"):
