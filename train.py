@@ -99,12 +99,13 @@ ARMS = {
     "lr-0.5":       Arm(TARGET, lr_scale=0.5),
     "lr-2":         Arm(TARGET, lr_scale=2.0),
     # what may move
-    "lora-1":           Arm(TARGET, lora_rank=1, lr_scale=2.0, **LORA),
-    "lora-4":           Arm(TARGET, lora_rank=4, lr_scale=2.0, **LORA),
-    "lora-16":          Arm(TARGET, lora_rank=16, lr_scale=1.0, **LORA),
-    "lora-64":          Arm(TARGET, lora_rank=64, lr_scale=1.0, **LORA),
-    "lora-16+wte":      Arm(TARGET, lora_rank=16, lr_scale=1.0, trained="lora_|wte"),
-    "l2":               Arm(TARGET, l2=1.0),
+    "lora-1":           Arm(TARGET, lora_rank=1, lr_scale=4.0, **LORA),
+    "lora-4":           Arm(TARGET, lora_rank=4, lr_scale=4.0, **LORA),
+    "lora-16":          Arm(TARGET, lora_rank=16, lr_scale=2.0, **LORA),
+    "lora-64":          Arm(TARGET, lora_rank=64, lr_scale=2.0, **LORA),
+    "lora-16+wte":      Arm(TARGET, lora_rank=16, trained="lora_|wte"),
+    "l2-1":             Arm(TARGET, l2=1.0),
+    "l2-10":            Arm(TARGET, l2=10.0),
     "frozen-attention": Arm(TARGET, trained=r"^(?!.*\.attn\.)"),
     "frozen-blocks":    Arm(TARGET, trained=r"wte|wpe|ln_f"),
     # other bases: how much of the target language they have seen, how far it is from English
@@ -150,7 +151,7 @@ STUDIES = {
         (("ema", "low-lr"), ("ema-0.8", "lr-0.2"), ("ema-0.992", "lr-0.008"), ("ema-every-10", "low-lr"),
          ("ema", "target"), ("ema-every-10", "target"), ("shadow-ema", "target"), ("flipped-ema", "target"))),
     "constraints": Study("Do weights that may not move far keep the ability, and what does it cost?",
-                         "target target+english lora-1 lora-4 lora-16 lora-64 lora-16+wte l2 frozen-attention "
+                         "target target+english lora-1 lora-4 lora-16 lora-64 lora-16+wte l2-1 l2-10 frozen-attention "
                          "frozen-blocks".split()),
     "languages": Study(
         "Does English matter more, the less of the language the base has seen, and the further it is from English?",
@@ -542,7 +543,7 @@ def run_tasks(tasks, title):
         context.set_forkserver_preload(["train"])  # torch is imported once, not once a task
     messages, children, unfinished = context.Queue(), {}, list(waiting)
     cores = torch.get_num_threads()
-    at_once, threads = max(cores, 6), max(1, cores // len(waiting))  # a few more than cores, so that none idles at the end
+    at_once, threads = cores + 1, max(1, cores // len(waiting))  # one more than cores, so that none idles at the end
     losses, errors = {}, {}
     bar = progress_bar(title, total, sum(done.values()))
     try:
@@ -797,7 +798,8 @@ def parse_flags(argv):
         for name in names:
             if name not in known and name not in ("", "base"):
                 near = difflib.get_close_matches(name, known, 1, 0)[0]
-                raise ValueError(f"unknown {what} {name!r}; the nearest is {near!r}, all are {', '.join(known)}")
+                raise ValueError(f"unknown {what} {name!r}; the nearest is {near!r} (see {what.upper().replace('Y', 'IE')}S in "
+                                 "train.py)")
     for name in ("seeds", "documents", "n_layer", "n_head", "n_embd", "block_size", "base_steps", "base_batch_size",
                  "steps", "batch_size", "lr", "base_lr", "muon_lr", "grad_clip", "copain_items", "label_items",
                  "cloze_items", "validation_blocks", "checkpoint_every", "max_integer"):
