@@ -532,7 +532,8 @@ def run_task(task, threads, messages):
 def run_tasks(tasks, title):
     """Runs the tasks that are not finished, several side by side, a process each, under one progress bar.
 
-    Raises ChildProcessError naming those that failed, after the others have finished; KeyboardInterrupt if stopped.
+    After the others have finished, raises ChildProcessError naming those that failed, or ValueError if all of them did so
+    over a user's mistake; KeyboardInterrupt if stopped.
     """
     done = {task.name: task.steps_done() for task in tasks}
     total, waiting = sum(task.job.steps for task in tasks), [task for task in tasks if not task.finished()]
@@ -570,7 +571,8 @@ def run_tasks(tasks, title):
     failed = [f"{n}: {errors.get(n, f'the process ended with exit code {child.exitcode}')}"
               for n, child in children.items() if child.exitcode]
     if failed:
-        raise ChildProcessError("failed: " + "; ".join(failed) + " -- rerun the same command to continue")
+        users = all(n in errors for n, child in children.items() if child.exitcode)
+        raise (ValueError if users else ChildProcessError)("; ".join(failed) + " -- rerun the same command to continue")
     if any(not task.finished() for task in unfinished):
         raise KeyboardInterrupt
 
@@ -611,8 +613,8 @@ def find_machine(s):
     torch.set_float32_matmul_precision("high")
     name = torch.cuda.get_device_name() if s.device == "cuda" else _cpu_name()
     print(f"device {s.device} ({name}), {torch.get_num_threads()} threads; {s.dtype} ({why})")
-    return {"processor": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-            "python": platform.python_version(), "torch": torch.__version__, "system": platform.system()}
+    return {"processor": name, "cores": os.cpu_count(), "python": platform.python_version(),
+            "torch": torch.__version__, "system": platform.system()}
 
 
 def _cpu_name():
@@ -715,12 +717,17 @@ def study(s):
         Curriculum(ARMS[name].curriculum).check(arm_job(s, name).steps)
     run = Path("runs") / s.name
     folder = lambda i, base: run / f"seed{s.seed + i}" / base
-    sources = {base: tuple(dict.fromkeys(["english", "target", *(x for name in first + names if ARMS[name].base == base
-                                                               for x in Curriculum(ARMS[name].curriculum).shapes)]))
-               for base in dict.fromkeys(ARMS[name].base for name in first)}
-    unknown = [x for xs in sources.values() for x in xs if x not in SOURCES]
-    if unknown:
-        raise ValueError(f"a curriculum names the source {unknown[0]!r}; there are {', '.join(SOURCES)}")
+    sources = {}  # base: the sources that it and the arms from it draw from
+    for base in dict.fromkeys(ARMS[name].base for name in first):
+        one = s.run(0, base)
+        one.world().languages()
+        curricula = [Curriculum(one.base_curriculum), *(Curriculum(ARMS[n].curriculum) for n in first + names
+                                                        if ARMS[n].base == base)]
+        curricula[0].check(s.base_steps)
+        sources[base] = tuple(dict.fromkeys(["english", "target", *(x for c in curricula for x in c.shapes)]))
+        unknown = [x for x in sources[base] if x not in SOURCES]
+        if unknown:
+            raise ValueError(f"a curriculum names the source {unknown[0]!r}; there are {', '.join(SOURCES)}")
     bases = [] if init else [Task(s.run(i, base), base_job(s.run(i, base)), folder(i, base), sources[base])
                              for i in range(s.seeds) for base in sources]
     arms, later = ([Task(s.run(i, ARMS[name].base), arm_job(s, name), folder(i, ARMS[name].base), (), start(i, name))
@@ -794,12 +801,11 @@ def parse_flags(argv):
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}: {', '.join(PRESETS)}")
     s = Settings(**{"name": preset} | PRESETS[preset] | given | {"preset": preset})
-    for what, names, known in (("study", [s.study], STUDIES), ("arm", s.only.split(","), ARMS)):
+    for what, names, known, where in (("study", [s.study], STUDIES, "STUDIES"), ("arm", s.only.split(","), ARMS, "ARMS")):
         for name in names:
             if name not in known and name not in ("", "base"):
                 near = difflib.get_close_matches(name, known, 1, 0)[0]
-                raise ValueError(f"unknown {what} {name!r}; the nearest is {near!r} (see {what.upper().replace('Y', 'IE')}S in "
-                                 "train.py)")
+                raise ValueError(f"unknown {what} {name!r}; the nearest is {near!r}, all are in {where} of train.py")
     for name in ("seeds", "documents", "n_layer", "n_head", "n_embd", "block_size", "base_steps", "base_batch_size",
                  "steps", "batch_size", "lr", "base_lr", "muon_lr", "grad_clip", "copain_items", "label_items",
                  "cloze_items", "validation_blocks", "checkpoint_every", "max_integer"):

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 import bench
-from bench import Benchmark, Estimate, choice_logprobs, copain_chance, copain_items, greedy_answers, label_items
-from data import COPAIN_TASKS, list_line
+from bench import (Benchmark, Estimate, choice_logprobs, cloze_items, copain_chance, copain_items, greedy_answers,
+                   label_items)
+from data import CATEGORIES, COPAIN_TASKS, NOUNS, VERBS, list_line, make_language
 from model import GPT, GPTConfig
 
-BENCH = dict(n_copain=30, n_label=40)
+BENCH = dict(n_copain=30, n_label=40, n_cloze=40)
 
 
 class Scripted(torch.nn.Module):
@@ -55,10 +56,46 @@ def test_label_items_use_no_cognate_and_both_labels_equally_in_the_shots(world):
 
 
 def test_the_english_twin_of_a_label_item_is_its_translation(world):
-    english, target = world.languages().values()
+    english, target, _ = world.languages().values()
     back = {v: k for k, v in target.words.items()}
     for a, b in zip(label_items(english, target, 20), label_items(target, target, 20)):
         assert a.elements == (back[b.elements[0]],) and a.answer == b.answer
+
+
+@pytest.mark.parametrize("order", ["SVO", "SOV", "VSO", "OVS"])
+def test_the_one_right_end_of_a_cloze_sentence_is_the_one_that_the_world_admits(order):
+    lang = make_language("x", 0, order, 0.25)
+    kind = {lang.words[n]: c for c in CATEGORIES for n in NOUNS[c] if not lang.is_cognate(n)}
+    verb = {lang.words[v]: categories for categories, v in VERBS.items()}
+    for item in cloze_items(lang, lang, 50):
+        assert len(set(item.choices)) == 4
+        for choice in item.choices:
+            words = f"{item.prompt()} {choice}".rstrip(".").split()
+            assert lang.case_marker in words and lang.determiner in words
+            nouns = {("O" if lang.case_marker in words[i + 1:i + 3] else "S"): kind[w]
+                     for i, w in enumerate(words) if w in kind}
+            subject, obj = next(verb[w] for w in words if w in verb)
+            assert nouns["S"] == subject and (nouns["O"] == obj) == (choice == item.answer)
+
+
+def test_an_end_of_several_tokens_is_scored_whole_and_per_token(world, tok):
+    b = Benchmark(world, tok, 1, 2, 3)
+
+    class Uniform(torch.nn.Module):  # every token equally likely: fewer tokens win the sum, and nothing the mean
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, idx):
+            return torch.zeros(*idx.shape, tok.vocab_size), None
+
+    items = cloze_items(world.languages()["target"], world.languages()["target"], 60)
+    lengths = [[len(c) for c in cs] for cs in b.encode(items, "few-shot")[1]]
+    shortest = [min(range(4), key=lambda k: ls[k]) == item.choices.index(item.answer) for ls, item in zip(lengths, items)]
+    summed, per_token, ppl = b.choice_scores(Uniform(), items)
+    assert summed == pytest.approx(100 * sum(shortest) / 60) != per_token
+    assert math.log(ppl) == pytest.approx(math.log(tok.vocab_size) * sum(
+        ls[item.choices.index(item.answer)] for ls, item in zip(lengths, items)) / 60, rel=1e-4)
 
 
 def test_items_depend_on_the_benchmark_seed_alone(world):
@@ -74,19 +111,19 @@ def test_shuffled_shots_keep_the_form_and_lose_the_rule(world):
 
 # ------------------------------------------------------------------------------------------------- corpora and leaks
 def test_no_prompt_and_no_list_of_the_benchmark_occurs_in_the_corpora(world, tok, sources):
-    Benchmark(world, tok, 150, 100).check_disjoint(sources)
+    Benchmark(world, tok, 150, 100, 10).check_disjoint(sources)
 
 
 @pytest.mark.parametrize("fmt", [(",", " ->"), ("", " :"), (";", " =>")])
 def test_a_list_that_leaks_into_a_corpus_is_found_in_any_format(world, tok, sources, fmt):
-    b = Benchmark(world, tok, 5, 5)
+    b = Benchmark(world, tok, 5, 5, 5)
     leak = tok.encode_documents([list_line(b.copain[7].elements, b.copain[7].answer, fmt)])
     with pytest.raises(ValueError, match="leak.*'english'"):
         b.check_disjoint({"english": np.concatenate([sources["english"], leak])})
 
 
 def test_a_label_prompt_that_leaks_is_found(world, tok, sources):
-    b = Benchmark(world, tok, 5, 5)
+    b = Benchmark(world, tok, 5, 5, 5)
     leak = tok.encode_documents([b.label["target"][3].prompt()])
     with pytest.raises(ValueError, match="leak"):
         b.check_disjoint({"target": np.concatenate([sources["target"], leak])})
@@ -94,7 +131,7 @@ def test_a_label_prompt_that_leaks_is_found(world, tok, sources):
 
 # ---------------------------------------------------------------------------------------------------------- scoring
 def test_an_oracle_scores_100_percent_everywhere(world, tok):
-    b = Benchmark(world, tok, 4, 6)
+    b = Benchmark(world, tok, 4, 6, 6)
     answers = {item.prompt(): item.answer for items in (b.copain, *b.label.values()) for item in items}
     row = b(Scripted(tok, lambda prompt: answers.get(prompt, "?")))
     assert row["copain"] == row["label_target"] == row["label_english"] == 100
@@ -194,8 +231,8 @@ def a_log(seeds=3, **arms):
     return bench.Log(rows)
 
 
-def judged(log):
-    return {v["id"]: v["verdict"] for v in bench.verdicts(log)}
+def judged(log, study="main"):
+    return {v["id"]: v["verdict"] for v in bench.verdicts(log, study)}
 
 
 COLLAPSED = dict(copain_early=5.0, copain=20.0, label_target=51.0, label_ppl_target=3.0, shift_l2=40.0)
@@ -240,3 +277,47 @@ def test_noise_over_seeds_that_straddles_a_bound_is_not_taken_for_equality():
         if r["arm"] == "target":
             r["ppl_target"] *= (0.9, 1.0, 1.2)[r["seed"]]
     assert judged(bench.Log(rows))["C1"] == "inconclusive"
+
+
+def test_c7_wants_a_smaller_shift_and_a_higher_perplexity_at_every_rank():
+    hindered = dict(ppl_target=5.5, shift_l2=1.0)
+    arms = {"target": {}} | dict.fromkeys(bench.RANKS, hindered)
+    assert judged(a_log(**arms), "constraints") == {"C7": "reproduced"}
+    assert judged(a_log(**arms | {"lora-64": {"shift_l2": 1.0}}), "constraints") == {"C7": "partly"}
+    assert judged(a_log(**{"target": {}} | dict.fromkeys(bench.RANKS, {})), "constraints") == {"C7": "not reproduced"}
+    assert judged(a_log(**{"target": {}, "lora-1": hindered}), "constraints") == {"C7": "inconclusive"}
+
+
+@pytest.mark.parametrize("gaps, verdict", [([40, 30, 20, 5], "reproduced"), ([12, 9, 8, 5], "partly"),
+                                           ([20, 20, 20, 20], "not reproduced"), ([5, 10, 20, 30], "not reproduced")])
+def test_c8_wants_a_larger_gap_from_the_weaker_base(gaps, verdict):
+    arms = {}
+    for base, gap in zip(bench.SEEN, gaps):
+        arms |= {base: {"label_target": 60.0 - gap}, f"{base}+english": {"label_target": 60.0}}
+    assert judged(a_log(**arms), "languages") == {"C8": verdict}
+
+
+@pytest.mark.parametrize("values, low, high", [
+    ([0.0, 1.0], -5.853, 6.853),                  # s = 0.7071, t(1) = 12.706, 12.706 * 0.7071 / 1.4142 = 6.353
+    ([1.0, 2.0, 3.0, 4.0, 5.0], 1.0368, 4.9632),  # s = 1.5811, t(4) = 2.776, 2.776 * 1.5811 / 2.2361 = 1.9632
+    ([2.0] * 7, 2.0, 2.0)])
+def test_the_t_interval_against_the_closed_form(values, low, high):
+    e = Estimate.of(values)
+    assert (e.low, e.high) == pytest.approx((low, high), abs=1e-3)
+
+
+@pytest.mark.parametrize("n, t", [(2, 1), (3, 2), (5, 4)])
+def test_the_quantiles_are_students_by_their_closed_form_distribution_functions(n, t):
+    x = bench.T_975[n - 2]
+    cdf = {1: lambda: 0.5 + math.atan(x) / math.pi, 2: lambda: 0.5 + x / (2 * math.sqrt(2 + x * x)),
+           4: lambda: 0.5 + 3 / 8 * (x / math.sqrt(1 + x * x / 4)) * (1 - x * x / (12 * (1 + x * x / 4)))}[t]()
+    assert cdf == pytest.approx(0.975, abs=2e-5)
+
+
+def test_pairing_by_run_takes_the_spread_between_runs_out_of_a_difference():
+    rows = [{"arm": arm, "seed": seed, "step": 1, "copain": 10.0 * seed + (5 if arm == "a" else 0) + 0.01 * seed}
+            for arm in "ab" for seed in range(4)]
+    log = bench.Log(rows)
+    difference = log.paired(lambda a, b: a - b, ("a", "copain"), ("b", "copain"))
+    assert difference.mean == pytest.approx(5) and difference.high - difference.low < 0.1
+    assert Estimate.of(log.at("a", "copain").values()).high > 30

@@ -3,6 +3,7 @@ from random import Random
 import numpy as np
 import pytest
 
+import data
 from data import (CATEGORIES, COPAIN_TASKS, ENGLISH, HELD_OUT_FORMAT, NOUNS, TRAINING_RULES, Mixture, Tokenizer, World,
                   draw_list, draw_training_list, is_reserved, list_line, make_language, train_bpe, write_corpus)
 
@@ -35,7 +36,7 @@ def test_bpe_merges_the_most_frequent_pair_first():
 
 # -------------------------------------------------------------------------------------------------------- the world
 def test_same_seed_same_corpus_and_another_seed_another(world):
-    a, b, c = (write_corpus(world, ENGLISH, 50, seed) for seed in (1, 1, 2))
+    a, b, c = (write_corpus(world, "english", 50, seed) for seed in (1, 1, 2))
     assert a == b != c
 
 
@@ -50,10 +51,9 @@ def test_a_language_has_the_asked_share_of_cognates_in_every_category_and_no_oth
 
 @pytest.mark.parametrize("order", ["SOV", "SVO", "VSO"])
 def test_prose_follows_the_word_order_of_its_language(order):
-    world = World(targets=(("x", 0, order, 0.0),), target_shares=(("prose", 1),))
-    lang = world.languages()["x"]
+    lang = make_language("x", 0, order, 0.0)
     verbs = {lang.words[v] for v in "bites drops eats roams hurts fits cuts mends".split()}
-    sentences = [s.split() for d in write_corpus(world, lang, 50, 0) for s in d.split(".") if s]
+    sentences = [s.split() for i in range(50) for s in data.prose(Random(i), World(), lang).split(".") if s]
     for words in sentences:
         for i, w in enumerate(words):
             if w in verbs:
@@ -103,11 +103,17 @@ def test_the_format_of_the_benchmark_occurs_in_no_training_document(documents):
     assert not any(separator in d and arrow in d for docs in documents.values() for d in docs)
 
 
-def test_a_corpus_has_the_shares_of_its_world():
-    world = World(english_shares=(("lists", 0.5), ("same_category", 0.5)))
-    docs = write_corpus(world, ENGLISH, 2000, 0)
+def test_a_corpus_has_the_shares_that_its_source_asks_for(monkeypatch):
+    monkeypatch.setitem(data.SOURCES, "x", ("english", dict(lists=1, same_category=1)))
+    docs = write_corpus(World(), "x", 2000, 0)
     lists = sum(any(a in d for a in (" ->", " =", " :")) for d in docs)
     assert abs(lists / 2000 - 0.5) < 0.04
+
+
+def test_english_prose_and_english_patterns_are_english_taken_apart(world):
+    prose, patterns = (write_corpus(world, name, 300, 0) for name in ("english-prose", "english-patterns"))
+    assert all(d.endswith(".") for d in prose) and not any("." in d for d in patterns)
+    assert not set(" ".join(write_corpus(world, "third-language", 50, 0)).replace(".", "").split()) & set(ENGLISH.words)
 
 
 # ---------------------------------------------------------------------------------------------------------- sampler

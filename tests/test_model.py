@@ -1,10 +1,11 @@
+import copy
 import math
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from model import GPT, GPTConfig, causal_attention, load_checkpoint
+from model import GPT, GPTConfig, add_lora, causal_attention, load_checkpoint, merge_lora, model_from_checkpoint
 
 
 def test_a_future_token_changes_no_earlier_logit(tiny):
@@ -65,6 +66,43 @@ def test_greedy_generation_takes_the_argmax_and_slides_past_the_block(tiny):
     out = tiny.generate(torch.tensor([[1, 2]]), 20, temperature=0)
     assert out.shape == (1, 22)
     assert out[0, -1] == tiny(out[:, -17:-1])[0][0, -1].argmax()
+
+
+IDX = torch.arange(10)[None]
+
+
+def test_lora_at_initialisation_is_the_base_exactly(tiny):
+    before = tiny(IDX)[0]
+    add_lora(tiny, 4)
+    assert torch.equal(tiny(IDX)[0], before)
+    assert sum("lora" in n for n, _ in tiny.named_parameters()) == 2 * 4 * 2  # A and B, four Linears, two blocks
+
+
+@pytest.mark.parametrize("rank", [1, 4, 16])
+def test_merged_lora_is_the_same_function_with_the_names_of_a_plain_gpt(tiny, rank):
+    names = [n for n, _ in tiny.named_parameters()]
+    add_lora(tiny, rank)
+    for n, p in tiny.named_parameters():
+        if "lora_B" in n:
+            torch.nn.init.normal_(p, std=0.1)
+    unmerged, ckpt = tiny(IDX)[0], {"config": vars(tiny.config), "model": tiny.state_dict()}
+    merged = merge_lora(copy.deepcopy(tiny))
+    assert [n for n, _ in merged.named_parameters()] == names
+    assert torch.allclose(merged(IDX)[0], unmerged, atol=1e-5) and not torch.allclose(merged(IDX)[0], tiny.lm_head.weight[0, 0])
+    assert torch.equal(model_from_checkpoint(ckpt)(IDX)[0], merged(IDX)[0])  # a checkpoint comes back merged
+
+
+def test_only_lora_gets_gradients_where_only_lora_trains(tiny):
+    add_lora(tiny, 2)
+    for n, p in tiny.named_parameters():
+        p.requires_grad_("lora_" in n)
+    tiny(IDX, IDX)[1].backward()
+    assert all((p.grad is not None) == ("lora_" in n) for n, p in tiny.named_parameters())
+
+
+def test_a_rank_below_one_is_refused(tiny):
+    with pytest.raises(ValueError, match="rank is 0"):
+        add_lora(tiny, 0)
 
 
 def test_a_row_longer_than_the_block_and_heads_that_do_not_divide_are_refused_with_their_sizes(tiny):
