@@ -14,7 +14,7 @@ the cloze task: which of four ends does a sentence have? It needs what target pr
 import argparse
 import json
 import math
-import sys
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from data import (ADJECTIVES, CATEGORIES, COPAIN_TASKS, HELD_OUT_FORMAT, LETTERS, NOUNS, VERBS, Tokenizer, World, draw_list,
-                  is_reserved, label_lines, list_line, noun_phrase)
+                  is_reserved, label_lines, list_line, noun_phrase, refuse)
 from model import load_checkpoint, model_from_checkpoint
 
 
@@ -278,24 +278,26 @@ class Benchmark:
         prompts = {tuple(p[1:13]) for items in (self.copain, *self.label.values())
                    for p in self.encode(items, "few-shot")[0]}
         for name, ids in sources.items():
-            ids = np.asarray(ids)
-            found = _find(ids[~np.isin(ids, drop)], lists) or _find(ids, prompts)
+            ids, keep = np.asarray(ids), np.ones(1 << 16, dtype=bool)
+            keep[drop] = False
+            found = _find(ids[keep[ids]], lists) or _find(ids, prompts)
             if found:
                 raise ValueError(f"benchmark leak: {self.tok.decode(found)!r} of a benchmark prompt occurs in the "
                                  f"training source {name!r}; draw training lists with data.draw_training_list")
 
 
 def _find(ids, needles):
-    """The first of the token tuples that occurs in ids, or None: by rolling hash, then by comparison."""
+    """The first of the token tuples that occurs in ids, or None."""
     for n in {len(needle) for needle in needles}:
-        h = np.zeros(max(0, len(ids) - n + 1), dtype=np.uint64)
-        for k in range(n):
-            h = h * np.uint64(1000003) + ids[k:len(ids) - n + 1 + k].astype(np.uint64)
-        group = np.array([needle for needle in needles if len(needle) == n], dtype=np.uint64)
-        hashes = np.zeros(len(group), dtype=np.uint64)
-        for k in range(n):
-            hashes = hashes * np.uint64(1000003) + group[:, k]
-        for i in np.flatnonzero(np.isin(h, hashes)):
+        group = np.array([needle for needle in needles if len(needle) == n])             # (needles, n)
+        at = np.arange(len(ids) - n + 1)
+        for k in range(n):  # keep the places where token k is token k of some needle
+            wanted = np.zeros(1 << 16, dtype=bool)
+            wanted[group[:, k]] = True
+            at = at[wanted[ids[at + k]]]
+        factors = np.random.default_rng(0).integers(1 << 62, size=n, dtype=np.uint64)    # then hash what is left
+        hashes = ids[at[:, None] + np.arange(n)].astype(np.uint64) @ factors
+        for i in at[np.isin(hashes, group.astype(np.uint64) @ factors)]:
             if tuple(ids[i:i + n].tolist()) in needles:
                 return tuple(ids[i:i + n].tolist())
     return None
@@ -348,6 +350,8 @@ class Log:
         self.last = max((row["step"] for row in rows), default=0)
         ended = {arm: {r["seed"] for r in rows if r["arm"] == arm and r["step"] == self.last} for arm in self.arms}
         self.seeds = sorted(set.intersection(*ended.values())) if ended else []
+        self.unfinished = {seed: [arm for arm in self.arms if seed not in ended[arm]]
+                           for seed in sorted({r["seed"] for r in rows} - set(self.seeds))}
 
     def steps(self, arm):
         return sorted({r["step"] for r in self.rows if r["arm"] == arm})
@@ -373,6 +377,7 @@ LABEL_RATIO = 1.2    # C3: label perplexity without English over that with
 COLLAPSE = 0.5       # C2: Copain falls below this share of the base's within the first tenth of the steps
 SHIFT_RATIO = 2.0    # C4: the paper reports 7 and 15
 RECOVERED = 0.8      # C5, C6: share of the gap between t and te that a repair has to close; half of it is partly
+SPIKE = 2.0          # the report names steps whose loss is above so many times the mean since the last evaluation
 CONTROL = 5.0        # C6: percentage points within which the arm low-lr counts as equal to ema
 RANKS = ["lora-1", "lora-4", "lora-16", "lora-64"]        # C7
 SEEN = ["unseen", "seen-1", "seen-5", "seen-20"]          # C8, from the weakest base in the target language on
@@ -572,9 +577,22 @@ def _read(folder):
     except (ValueError, KeyError, TypeError) as e:
         raise ValueError(f"{folder}: metrics.jsonl or settings.json is damaged ({type(e).__name__}: {e}): rerun the study, "
                          "which writes them again from its checkpoints") from None
+    kinds, keys = {r.get("settings") for r in rows}, [(r["arm"], r["seed"], r["step"]) for r in rows]
+    if len(kinds) > 1 or len(set(keys)) < len(keys):
+        twice = "" if len(set(keys)) == len(keys) else f"{max(keys, key=keys.count)} occurs twice"
+        raise ValueError(f"{folder}/metrics.jsonl mixes runs that must not be averaged: " + (twice or "rows of "
+                         f"{len(kinds)} different settings ({', '.join(map(str, kinds))})") + ": rerun the study, which "
+                         "gathers its own rows")
     if not log.seeds:
         raise ValueError(f"{folder}: no run has finished all of the study's arms: rerun the study to continue it")
     return log, info
+
+
+def _write(path, text):
+    """Writes a text, or what the function makes at a path, in place of an older file only once it is complete."""
+    tmp = path.with_name(path.name + ".tmp")
+    text(tmp) if callable(text) else tmp.write_text(text)
+    os.replace(tmp, path)
 
 
 def _provenance(log, info):
@@ -599,11 +617,15 @@ def report(folder):
     main, claims, steps = _table(log, arms, COLUMNS), verdicts(log, info["study"]), log.steps(log.arms[0])
     tasks = {t: Estimate.of(v[t] for v in log.at(log.arms[0], "copain_tasks", 0).values()).text()
              for t in COPAIN_TASKS}
+    spikes = [f"{arm} of seed {r['seed']} before step {r['step']}" for arm in log.arms for r in log.rows if r["arm"] == arm
+              and r.get("train_loss_max") and r["train_loss_max"] > SPIKE * r["train_loss"] and r["step"] > 0.1 * log.last]
+    notes = [*(f"Not averaged: seed {seed}, which has not finished {', '.join(arms)}.\n" for seed, arms in log.unfinished.items()),
+             *[f"Loss spikes, a step above {SPIKE:g} times the mean around it: {'; '.join(spikes)}.\n"] * bool(spikes)]
     used = sorted({key for r in log.rows for key in r if key.startswith("tokens_")}, reverse=True)
     text = "\n".join([
         f"# Study `{info['study']}`", "", f"**{info['question']}**", "", *smoke,
         f"{_provenance(log, info)}. {spread[0].upper()}{spread[1:]}; at step {log.last} of the CPT.", "",
-        *(f"Left out: {why}\n" for why in info["left_out"]), "![figure](figure.png)", "", *main, "",
+        *(f"Left out: {why}\n" for why in info["left_out"]), *notes, "![figure](figure.png)", "", *main, "",
         f"Chance: Copain {copain_chance():.1f}% by copying a random element of the list, label task 50%, cloze task 25%.", "",
         *(["## Verdicts", "", "Criteria were fixed before the run (bench.py, CLAIMS); te is the arm target+english, t the "
            "arm target. With several runs a comparison must hold for the whole 95% interval, paired by run.", "",
@@ -628,11 +650,11 @@ def report(folder):
             [arm, ", ".join(f"{k} {v}" for k, v in arms[arm].items() if v and (k, v) != ("lr_scale", 1.0))]
             for arm in log.arms]), "",
         "## Settings", "", "```json", json.dumps(s, indent=1), "```", ""])
-    (folder / "report.md").write_text(text)
+    _write(folder / "report.md", text)
     summary = {"study": info["study"], "seeds": log.seeds, "step": log.last, "meaningful": s["preset"] != "smoke",
                "claims": claims, "arms": {arm: {key: asdict(Estimate.of(log.at(arm, key).values())) for _, key, _ in COLUMNS}
                                           for arm in log.arms}}
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    _write(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     draw = draw_curves if info["study"] == "main" else draw_ends
     draw(log, folder / "figure.png", "Smoke settings: these numbers mean nothing" if smoke else
          f"{info['question']}   {n} run{'s' * (n > 1)} of a small GPT")
@@ -728,7 +750,7 @@ def draw_curves(log, path, title):
         ax.spines[["top", "right"]].set_visible(False)
     fig.suptitle(title + "; thin lines are single runs" * (len(log.seeds) > 1), x=0.01, ha="left", fontsize=13)
     fig.tight_layout()
-    fig.savefig(path, dpi=110)
+    _write(path, lambda tmp: fig.savefig(tmp, dpi=110, format="png"))
     plt.close(fig)
 
 
@@ -773,7 +795,7 @@ def draw_ends(log, path, title):
         ax.spines[["top", "right"]].set_visible(False)
     fig.suptitle(title, x=0.01, ha="left", fontsize=13)
     fig.tight_layout()
-    fig.savefig(path, dpi=100)
+    _write(path, lambda tmp: fig.savefig(tmp, dpi=100, format="png"))
     plt.close(fig)
 
 
@@ -795,6 +817,7 @@ def main():
     parser.add_argument("--show", action="store_true", help="print every kind of prompt")
     parser.add_argument("--report", metavar="STUDY", help="draw the report of a study's folder again")
     parser.add_argument("--findings", metavar="RESULTS", help="print the claims and controls of the studies in a folder")
+    parser.error = refuse
     flags = parser.parse_args()
     if flags.show:
         show(World())
@@ -819,5 +842,4 @@ if __name__ == "__main__":
     try:
         main()
     except (ValueError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
+        refuse(e)

@@ -15,6 +15,7 @@ import argparse
 import functools
 import json
 import os
+import sys
 import zlib
 from collections import Counter
 from dataclasses import dataclass
@@ -363,17 +364,24 @@ class Mixture:
         return xy[:, :-1], xy[:, 1:], np.array(rows)
 
 
+def refuse(message, code=2):
+    """A user's mistake: one line, and an exit code that is not 0."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="of the target language and of the documents")
     parser.add_argument("--target-order", default="SOV", help="word order of the target language")
     parser.add_argument("--cognates", type=float, default=0.4, help="share of nouns spelled as in English")
+    parser.error = refuse
     flags = parser.parse_args()
     try:
         world = World(targets=(("target", flags.seed, flags.target_order, flags.cognates),))
         languages = world.languages()
     except ValueError as e:
-        raise SystemExit(f"error: {e}") from None
+        refuse(e)
     corpora = {name: write_corpus(world, name, 2000, flags.seed) for name in languages}
     tok = Tokenizer(train_bpe([d for docs in corpora.values() for d in docs], 2048))
     for name, lang in languages.items():

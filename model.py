@@ -9,7 +9,9 @@ published 124M are the same class at two sizes, with the published parameter nam
 Shape letters, here and in every other file: B batch rows, T tokens in a row, C channels (n_embd), nh heads,
 hs = C / nh channels of a head, V vocabulary.
 """
+import hashlib
 import math
+import os
 from dataclasses import dataclass
 
 import torch
@@ -185,15 +187,62 @@ def merge_lora(model):
     return model
 
 
+def checksum(value):
+    """SHA-256, in hex, of nested dicts, lists, tensors and plain values: of what they hold, not of how a file holds it."""
+    digest = hashlib.sha256()
+
+    def add(v):
+        if isinstance(v, torch.Tensor):
+            digest.update(f"{v.dtype}{tuple(v.shape)}".encode())
+            digest.update(v.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+        elif isinstance(v, (dict, list, tuple)):
+            digest.update(f"{type(v).__name__}{len(v)}".encode())
+            for x in (y for item in v.items() for y in item) if isinstance(v, dict) else v:
+                add(x)
+        else:
+            digest.update(f"{type(v).__name__}{v!r};".encode())
+
+    add(value)
+    return digest.hexdigest()
+
+
+def save_checkpoint(path, ckpt):
+    """Writes a dict of numbers, strings and tensors with its checksum: to a temporary file, flushed, then renamed. The
+    file that was at `path` becomes previous(path). Raises OSError, with what was there untouched."""
+    tmp = path.with_name(path.name + ".tmp")
+    try:
+        with open(tmp, "wb") as f:
+            torch.save(ckpt | {"sha256": checksum(ckpt)}, f)
+            f.flush()
+            os.fsync(f.fileno())
+    except (OSError, RuntimeError) as e:  # torch reports a full disk as a RuntimeError
+        tmp.unlink(missing_ok=True)
+        raise OSError(f"cannot write {path}: {getattr(e, 'strerror', None) or str(e).splitlines()[0]}; what was saved before "
+                      "is still there") from None
+    if path.exists():
+        os.replace(path, previous(path))
+    os.replace(tmp, path)
+
+
+def previous(path):
+    """Where the checkpoint before the one at path is kept."""
+    return path.with_suffix(".prev.pt")
+
+
 def load_checkpoint(path):
     """A checkpoint of train.py as a dict of numbers, strings and tensors on the CPU; no code in the file is run. Raises
-    ValueError if there is none at path, or it cannot be read."""
+    ValueError if there is none at path, it cannot be read, or its contents are not what was written."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        ckpt = torch.load(path, map_location="cpu", weights_only=True)
+        found = ckpt.pop("sha256")
     except FileNotFoundError:
         raise ValueError(f"no checkpoint at {path}: give the path of a .pt file under runs/") from None
     except Exception as e:
         raise ValueError(f"{path} is not a readable nanoCPT checkpoint ({type(e).__name__}): delete it and rerun") from None
+    if checksum(ckpt) != found:
+        raise ValueError(f"{path} is damaged, its contents do not have the checksum {found[:12]} that was written with "
+                         "them: delete it and rerun")
+    return ckpt
 
 
 def model_from_checkpoint(ckpt):

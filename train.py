@@ -19,6 +19,7 @@ import contextlib
 import copy
 import dataclasses
 import difflib
+import functools
 import json
 import math
 import multiprocessing as mp
@@ -29,10 +30,18 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+import traceback
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
+
+try:
+    import fcntl
+except ImportError:  # Windows: no lock on run folders there
+    fcntl = None
 
 import numpy as np
 import torch
@@ -40,9 +49,10 @@ from tqdm import tqdm
 
 import bench
 from curriculum import Curriculum
-from data import SOURCES, Mixture, Tokenizer, World, prose, train_bpe, write_corpus
+from data import SOURCES, Mixture, Tokenizer, World, prose, refuse, train_bpe, write_corpus
 from ema import InLoopEMA, ShadowEMA
-from model import GPT, GPTConfig, add_lora, load_checkpoint, merge_lora, model_from_checkpoint
+from model import (GPT, GPTConfig, add_lora, load_checkpoint, merge_lora, model_from_checkpoint, previous,
+                   save_checkpoint)
 
 
 # ------------------------------------------------------------------------------------------------- arms and studies
@@ -338,6 +348,45 @@ def write_lines(path, rows):
     write_atomically(path, lambda p: p.write_text("".join(json.dumps(row) + "\n" for row in rows)), flush=False)
 
 
+def newest(path):
+    """The checkpoint at path, or if that is damaged or missing the one before it; None if there is neither."""
+    for p in (path, previous(path)):
+        try:
+            if p.exists():
+                return load_checkpoint(p)
+        except ValueError as e:
+            damaged = p.with_suffix(".damaged")
+            os.replace(p, damaged)
+            print(f"warning: {e}. It is now {damaged.name}; going on from what was saved before it", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def owned(path, wait=0.0):
+    """Within the block this process alone owns the lock file at path. The operating system drops the lock with its owner,
+    however that ends. Raises ValueError if another process has it for longer than `wait` seconds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as f:
+        deadline = time.monotonic() + wait
+        while fcntl:
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise ValueError(f"{path.parent} is in use by another process: wait for it, or choose another "
+                                     "--name") from None
+                time.sleep(0.05)
+        yield
+
+
+@functools.cache
+def code_version():
+    """The commit of this code, with -dirty if it was changed since."""
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, text=True,
+                         capture_output=True)
+    return git.stdout.strip() or "unknown"
+
+
 def prepare(s, folder, sources, tokenizer=None):
     """Writes those of the sources of one seed that are missing, as token files, and first the tokenizer, trained on the
     languages' documents unless one is given as JSON. Raises ValueError if the benchmark leaks or does not fit."""
@@ -349,8 +398,6 @@ def prepare(s, folder, sources, tokenizer=None):
             tokenizer = Tokenizer(train_bpe(texts, s.vocab_size)).to_json()
         write_atomically(path, lambda p: p.write_text(tokenizer))
     missing = [name for name in sources if not (folder / "data" / f"{name}_train.bin").exists()]
-    if not missing:
-        return
     tok = Tokenizer.from_json(path.read_text())
     benchmark = bench.Benchmark(world, tok, *s.benchmark_arguments())
     if benchmark.longest > s.block_size:
@@ -362,8 +409,8 @@ def prepare(s, folder, sources, tokenizer=None):
             parts.insert(0, ("val", max(200, 4 * s.validation_blocks), s.seed + 10 ** 6))
         for part, n_documents, seed in parts:
             ids = tok.encode_documents(write_corpus(world, name, n_documents, seed))
-            benchmark.check_disjoint({name: ids})
             write_atomically(folder / "data" / f"{name}_{part}.bin", ids.tofile)
+    benchmark.check_disjoint(open_data(folder, "train", sources))  # at every start: files may have been exchanged
 
 
 def open_data(folder, part, sources):
@@ -399,16 +446,15 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
     ema = ema if job.arm.ema_alpha else None
     autocast = torch.autocast(device, torch.bfloat16, enabled=s.dtype == "bfloat16")
     start, rows, tokens = 0, [], dict.fromkeys(mixture.sources, 0)
-    loss_sum, n_losses = torch.zeros((), device=device), 0  # since the last evaluation; the sum waits on the device
+    losses, n_losses = torch.zeros(2, device=device), 0  # since the last evaluation: sum and maximum, kept on the device
 
-    if path.exists():
-        ckpt = load_checkpoint(path)
-        if ckpt["job"] != asdict(job):
-            differ = [f"{k} {v!r} there, {asdict(job).get(k)!r} here" for k, v in ckpt["job"].items()
-                      if v != asdict(job).get(k)]
-            raise ValueError(f"{path} was made by another {job.name}: {'; '.join(differ)}: choose another --name")
+    ckpt = newest(path)
+    if ckpt:
+        differ = differences({**ckpt["settings"], **ckpt["job"]}, {**asdict(s), **asdict(job)})
+        if differ:
+            raise ValueError(f"{path} was made by other settings: {differ}: choose another --name")
         start, rows, tokens, n_losses = ckpt["step"], ckpt["rows"], ckpt["tokens"], ckpt["n_losses"]
-        loss_sum.fill_(ckpt["loss_sum"])
+        losses.copy_(torch.tensor(ckpt["losses"]))
         model.load_state_dict(ckpt["model"])
         for optimizer, state in zip(optimizers, ckpt["optimizers"]):
             optimizer.load_state_dict(state)
@@ -416,8 +462,9 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
             ema.load_state_dict(ckpt["ema"])
 
     def measure(step):
-        row = {"arm": job.name, "seed": s.seed, "data_seed": s.data_seed, "bench_seed": s.bench_seed, "step": step,
-               "lr": job.lr * lr_factor(step, job), "train_loss": mean_loss(step) if n_losses else None,
+        row = {"arm": job.name, "seed": s.seed, "data_seed": s.data_seed, "bench_seed": s.bench_seed,
+               "settings": settings_hash(s), "step": step, "lr": job.lr * lr_factor(step, job),
+               "train_loss": mean_loss(step) if n_losses else None, "train_loss_max": losses[1].item() or None,
                **{f"tokens_{k}": n for k, n in tokens.items()}}
         if base and step == 0 and base["benchmark"] == s.benchmark_arguments():  # measured when the base ended
             return {**base["rows"][-1], **row, "shift_l2": 0.0, "shift_relative": 0.0}
@@ -427,7 +474,7 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
                                         full=step in (0, job.steps))
 
     def mean_loss(step):
-        mean = loss_sum.item() / n_losses
+        mean = losses[0].item() / n_losses
         if not math.isfinite(mean):
             raise ValueError(f"{job.name}: the loss or its gradient became {mean} by step {step}; last good checkpoint: "
                              f"{path if path.exists() else 'none'}. Lower --lr, under another --name")
@@ -436,19 +483,24 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
     def save(step):
         if n_losses:
             mean_loss(step)  # refuses to save what is not finite
-        state = {"job": asdict(job), "settings": asdict(s), "config": asdict(config), "world": asdict(s.world()),
-                 "benchmark": s.benchmark_arguments(), "tokenizer": tok.to_json(),
-                 "step": step, "rows": rows, "tokens": tokens, "loss_sum": loss_sum.item(), "n_losses": n_losses,
-                 "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers],
-                 "ema": ema.state_dict() if ema else None}
-        write_atomically(path, lambda p: torch.save(state, p))
+        save_checkpoint(path, {
+            "job": asdict(job), "settings": asdict(s), "config": asdict(config), "world": asdict(s.world()),
+            "benchmark": s.benchmark_arguments(), "tokenizer": tok.to_json(), "code": code_version(),
+            "step": step, "rows": rows, "tokens": tokens, "losses": losses.tolist(), "n_losses": n_losses,
+            "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers],
+            "ema": ema.state_dict() if ema else None})
         write_lines(path.with_suffix(".jsonl"), rows)
 
     for step in range(start, job.steps + 1):
         if step in job.evaluate_at() and all(row["step"] < step for row in rows):
-            rows.append(measure(step))
+            try:
+                with signals_interrupt():
+                    rows.append(measure(step))
+            except KeyboardInterrupt:  # the row is measured again when the run goes on
+                save(step)
+                return rows
             write_lines(path.with_suffix(".jsonl"), rows)
-            loss_sum.zero_()
+            losses.zero_()
             n_losses = 0
         ending = step == job.steps or stopping()
         if ending or (step > start and step % s.checkpoint_every == 0):
@@ -471,7 +523,8 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
         if ema:
             ema.update(step + 1)
 
-        loss_sum += loss.detach() + 0 * norm  # a gradient that is not finite makes the sum NaN, too
+        losses[0] += loss.detach() + 0 * norm  # a gradient that is not finite makes the sum NaN, too
+        losses[1] = torch.maximum(losses[1], loss.detach())
         n_losses += 1
         for name in source:
             tokens[name] += s.block_size
@@ -479,17 +532,48 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
             tell(step + 1, mean_loss(step + 1))
 
 
+NOT_COMPARED = {"name", "preset", "study", "seeds", "only", "init", "checkpoint_every"}  # of no effect on a number
+VARIED = {"seed", "data_seed", "bench_seed", "base_curriculum", "target_order", "cognates"}  # within a study
+
+
+def differences(old, new):
+    """'lr 0.005 there, 0.001 here; ...': where two dicts of settings differ in what has an effect; '' if nowhere."""
+    old, new = (json.loads(json.dumps(x)) for x in (old, new))
+    return "; ".join(f"{k} {old.get(k)!r} there, {new.get(k)!r} here" for k in {**old, **new}
+                     if k not in NOT_COMPARED and old.get(k) != new.get(k))
+
+
+def settings_hash(s):
+    """Eight hex digits of the settings that all runs and arms of a study share; rows that differ in it never mix."""
+    kept = {k: v for k, v in asdict(s).items() if k not in NOT_COMPARED | VARIED}
+    return f"{zlib.crc32(json.dumps(kept, sort_keys=True).encode()):08x}"
+
+
 # -------------------------------------------------------------------------------------------------------- processes
 @contextlib.contextmanager
 def stop_on_signal():
     """Within the block, Ctrl-C and SIGTERM only raise a flag; yields the function that reads it."""
     raised = []
-    old = {sig: signal.signal(sig, lambda *_: raised.append(sig)) for sig in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with on_signals(lambda *_: raised.append(True)):
         yield lambda: bool(raised)
+
+
+def signals_interrupt():
+    """Within the block, they raise KeyboardInterrupt at once: for what takes seconds and changes nothing."""
+    return on_signals(signal.default_int_handler)
+
+
+@contextlib.contextmanager
+def on_signals(handler):
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield
+        return
+    old = {sig: signal.signal(sig, handler) for sig in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
     finally:
-        for sig, handler in old.items():
-            signal.signal(sig, handler)
+        for sig, was in old.items():
+            signal.signal(sig, was)
 
 
 @dataclass(frozen=True)
@@ -506,8 +590,8 @@ class Task:
         return f"{self.settings.seed} {self.job.arm.base or ''} {self.job.name}".replace("  ", " ")
 
     def steps_done(self):
-        path = self.folder / f"{self.job.name}.pt"
-        return load_checkpoint(path)["step"] if path.exists() else 0
+        ckpt = newest(self.folder / f"{self.job.name}.pt")
+        return ckpt["step"] if ckpt else 0
 
     def finished(self):
         return self.steps_done() == self.job.steps and all(
@@ -515,37 +599,46 @@ class Task:
 
 
 def run_task(task, threads, messages):
-    """The body of a child process. Sends (task's name, step, loss), at a user's error (name, -1, the message)."""
+    """The body of a child process. Sends (task's name, step, loss), at a user's error (name, -1, the message). Whatever
+    else goes wrong leaves its traceback in NAME.log."""
     torch.set_num_threads(threads)
-    parent = mp.parent_process()
+    parent, log = mp.parent_process(), task.folder / f"{task.job.name}.log"
     try:
-        with stop_on_signal() as stopped:
-            if task.sources:
-                prepare(task.settings, task.folder, task.sources)
-            train(task.settings, task.job, task.folder, load_checkpoint(task.start) if task.start else None,
-                  lambda *news: messages.put((task.name, *news)), lambda: stopped() or not parent.is_alive())
+        with owned(task.folder / f".{task.job.name}.lock", wait=60):  # an orphan of a killed run may be at its last step
+            with signals_interrupt():
+                if task.sources:
+                    prepare(task.settings, task.folder, task.sources)
+            with stop_on_signal() as stopped:
+                train(task.settings, task.job, task.folder, load_checkpoint(task.start) if task.start else None,
+                      lambda *news: messages.put((task.name, *news)), lambda: stopped() or not parent.is_alive())
     except (ValueError, OSError) as e:
         messages.put((task.name, -1, str(e)))
         sys.exit(2)
+    except KeyboardInterrupt:
+        pass
+    except BaseException:
+        log.write_text(traceback.format_exc())
+        raise SystemExit(1) from None
+    finally:
+        if not parent.is_alive():
+            messages.cancel_join_thread()  # nobody reads them any more
 
 
 def run_tasks(tasks, title):
-    """Runs the tasks that are not finished, several side by side, a process each, under one progress bar.
-
-    After the others have finished, raises ChildProcessError naming those that failed, or ValueError if all of them did so
-    over a user's mistake; KeyboardInterrupt if stopped.
-    """
+    """Runs the tasks that are not finished, several side by side, a process each, under one progress bar. One that fails
+    does not stop the others. Returns {name of a failed task: ValueError if a user's mistake, else ChildProcessError};
+    raises KeyboardInterrupt if stopped."""
     done = {task.name: task.steps_done() for task in tasks}
     total, waiting = sum(task.job.steps for task in tasks), [task for task in tasks if not task.finished()]
     if not waiting:
-        return
+        return {}
     context = mp.get_context("forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn")
     if context.get_start_method() == "forkserver":
         context.set_forkserver_preload(["train"])  # torch is imported once, not once a task
     messages, children, unfinished = context.Queue(), {}, list(waiting)
     cores = torch.get_num_threads()
     at_once, threads = cores + 1, max(1, cores // len(waiting))  # one more than cores, so that none idles at the end
-    losses, errors = {}, {}
+    losses, failed = {}, {}
     bar = progress_bar(title, total, sum(done.values()))
     try:
         while waiting or any(child.is_alive() for child in children.values()) or not messages.empty():
@@ -558,7 +651,7 @@ def run_tasks(tasks, title):
             except queue.Empty:
                 continue
             if step < 0:
-                errors[name] = news
+                failed[name] = ValueError(news)
                 continue
             losses[name], done[name] = news, step
             bar.update(sum(done.values()) - bar.n)
@@ -568,13 +661,14 @@ def run_tasks(tasks, title):
         for child in children.values():
             child.join(timeout=30)
         bar.close()
-    failed = [f"{n}: {errors.get(n, f'the process ended with exit code {child.exitcode}')}"
-              for n, child in children.items() if child.exitcode]
-    if failed:
-        users = all(n in errors for n, child in children.items() if child.exitcode)
-        raise (ValueError if users else ChildProcessError)("; ".join(failed) + " -- rerun the same command to continue")
-    if any(not task.finished() for task in unfinished):
+    for task in unfinished:
+        code, log = children[task.name].exitcode, task.folder / f"{task.job.name}.log"
+        if code and task.name not in failed:
+            failed[task.name] = ChildProcessError(f"killed by signal {-code}, perhaps for memory" if code < 0 else
+                                                  f"ended with exit code {code}, see {log}")
+    if any(task.name not in failed and not task.finished() for task in unfinished):
         raise KeyboardInterrupt
+    return failed
 
 
 def progress_bar(title, total, initial):
@@ -614,7 +708,10 @@ def find_machine(s):
     name = torch.cuda.get_device_name() if s.device == "cuda" else _cpu_name()
     print(f"device {s.device} ({name}), {torch.get_num_threads()} threads; {s.dtype} ({why})")
     return {"processor": name, "cores": os.cpu_count(), "python": platform.python_version(),
-            "torch": torch.__version__, "system": platform.system()}
+            "torch": torch.__version__, "system": platform.system(), "flags": {
+                "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+                "float32_matmul_precision": torch.get_float32_matmul_precision(),
+                "cudnn_deterministic": torch.backends.cudnn.deterministic}}
 
 
 def _cpu_name():
@@ -658,22 +755,18 @@ def say_plan(s, bases, arms):
 def open_run(s, run, machine):
     """Makes the run's folder and records settings, machine and commit in it; or checks that it belongs to the same
     settings, and adds this machine and commit if they are others. Returns the record."""
-    path, free = run / "settings.json", {"seeds", "only", "study"}
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, text=True,
-                         capture_output=True)
-    info = {"settings": json.loads(json.dumps(asdict(s))), "machines": [machine],
-            "commits": [git.stdout.strip() or "unknown"]}
+    path = run / "settings.json"
+    info = {"settings": json.loads(json.dumps(asdict(s))), "machines": [machine], "commits": [code_version()]}
     if path.exists():
         try:
             old = json.loads(path.read_text())
-            differ = [f"{k} {old['settings'].get(k)!r} there, {v!r} here" for k, v in info["settings"].items()
-                      if old["settings"].get(k) != v and k not in free]
+            differ = differences(old["settings"], info["settings"])
             for key in ("machines", "commits"):
                 info[key] = old[key] + [x for x in info[key] if x not in old[key]]
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(f"{path} is not the record of a run: choose another --name") from None
         if differ:
-            raise ValueError(f"{run} holds a run with other settings: {'; '.join(differ)}: choose another --name")
+            raise ValueError(f"{run} holds a run with other settings: {differ}: choose another --name")
     run.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda p: p.write_text(json.dumps(info, indent=1) + "\n"))
     return info
@@ -681,7 +774,7 @@ def open_run(s, run, machine):
 
 def write_study(s, out, names, record, left_out):
     """Gathers the rows of a study's arms from the run's folder into out/metrics.jsonl, and what the report needs to know
-    about them into out/settings.json."""
+    about them into out/settings.json. Returns whether there were any."""
     study, path = STUDIES[s.study], out / "settings.json"
     names = list(dict.fromkeys([*study.arms, *names]))
     out.mkdir(exist_ok=True)
@@ -697,70 +790,86 @@ def write_study(s, out, names, record, left_out):
     info = {"study": s.study, "question": study.question, "pairs": study.pairs or [(n, names[0]) for n in names[1:]],
             "arms": {n: asdict(ARMS[n]) for n in names}, "left_out": left_out, **record, "settings": asdict(s)}
     write_atomically(path, lambda p: p.write_text(json.dumps(info, indent=1) + "\n"))
+    return bool(rows)
+
+
+def plan(s):
+    """What a study consists of: (names of its arms, Tasks of the bases, of the arms, of the arms that go on from arms).
+    Everything that can be refused is refused here, before anything is written."""
+    names = s.only.split(",") if s.only not in ("", "base") else STUDIES[s.study].arms
+    if s.init:  # its world, its shape, and with --seeds its problem
+        base = load_checkpoint(s.init)
+        for field in ("seed", "max_integer", "list_lengths", "target_order", "cognates", "vocab_size", "n_layer",
+                      "n_head", "n_embd", "block_size"):
+            setattr(s, field, base["settings"][field])
+        other = [name for name in names if ARMS[name].base]
+        if other or s.seeds > 1:
+            raise ValueError("--init gives one base for one run, but " + (f"arm {other[0]!r} starts from another" if other
+                             else f"--seeds is {s.seeds}") + ": leave one of the two out")
+    first = list(dict.fromkeys(ARMS[name].start or name for name in names))  # what others go on from is run, too
+    later = [name for name in names if ARMS[name].start]
+    sources = {}  # base: the sources that it and the arms from it draw from
+    for base in dict.fromkeys(ARMS[name].base for name in first):
+        one = s.run(0, base)
+        one.world().languages()
+        jobs = [base_job(one), *(arm_job(s, name) for name in first + later if ARMS[name].base == base)]
+        for job in jobs:
+            Curriculum(job.arm.curriculum).check(job.steps)
+        used = [x for job in jobs for x in Curriculum(job.arm.curriculum).shapes]
+        unknown = [x for x in used if x not in SOURCES]
+        if unknown:
+            raise ValueError(f"a curriculum names the source {unknown[0]!r}; there are {', '.join(SOURCES)}")
+        sources[base] = tuple(dict.fromkeys(["english", "target", *used]))
+
+    def task(i, base, job, **more):
+        return Task(s.run(i, base), job, Path("runs") / s.name / f"seed{s.seed + i}" / base, **more)
+
+    def arm(i, name, start):
+        one = task(i, ARMS[name].base, arm_job(s, name))
+        return dataclasses.replace(one, start=str(s.init if start == "base" and s.init else one.folder / f"{start}.pt"))
+
+    runs = range(s.seeds)
+    bases = [] if s.init else [task(i, base, base_job(s.run(i, base)), sources=sources[base]) for i in runs for base in sources]
+    arms = [arm(i, name, "base") for i in runs for name in first]
+    if s.init:
+        arms[0] = dataclasses.replace(arms[0], sources=sources[""])
+    return names, bases, arms, [arm(i, name, ARMS[name].start) for i in runs for name in later]
 
 
 def study(s):
     """Everything that the settings ask for; returns the folder of the study."""
     machine = find_machine(s)
-    names = s.only.split(",") if s.only not in ("", "base") else STUDIES[s.study].arms
-    init = load_checkpoint(s.init) if s.init else None
-    if init:  # its world, its shape, its tokenizer
-        for field in ("seed", "max_integer", "list_lengths", "target_order", "cognates", "vocab_size", "n_layer",
-                      "n_head", "n_embd", "block_size"):
-            setattr(s, field, init["settings"][field])
-        other = [name for name in names if ARMS[name].base]
-        if other or s.seeds > 1:
-            raise ValueError("--init gives one base for one run: " + (f"arm {other[0]!r} needs the base {ARMS[other[0]].base!r}"
-                             if other else f"--seeds is {s.seeds}") + ", leave --init out")
-    first = list(dict.fromkeys(ARMS[name].start or name for name in names))  # the arms that others go on from are run, too
-    for name in {*names, *first}:  # what can be refused is refused before anything is written
-        Curriculum(ARMS[name].curriculum).check(arm_job(s, name).steps)
-    run = Path("runs") / s.name
-    folder = lambda i, base: run / f"seed{s.seed + i}" / base
-    sources = {}  # base: the sources that it and the arms from it draw from
-    for base in dict.fromkeys(ARMS[name].base for name in first):
-        one = s.run(0, base)
-        one.world().languages()
-        curricula = [Curriculum(one.base_curriculum), *(Curriculum(ARMS[n].curriculum) for n in first + names
-                                                        if ARMS[n].base == base)]
-        curricula[0].check(s.base_steps)
-        sources[base] = tuple(dict.fromkeys(["english", "target", *(x for c in curricula for x in c.shapes)]))
-        unknown = [x for x in sources[base] if x not in SOURCES]
-        if unknown:
-            raise ValueError(f"a curriculum names the source {unknown[0]!r}; there are {', '.join(SOURCES)}")
-    bases = [] if init else [Task(s.run(i, base), base_job(s.run(i, base)), folder(i, base), sources[base])
-                             for i in range(s.seeds) for base in sources]
-    arms, later = ([Task(s.run(i, ARMS[name].base), arm_job(s, name), folder(i, ARMS[name].base), (), start(i, name))
-                    for i in range(s.seeds) for name in group]
-                   for group, start in ((first, lambda i, name: s.init or folder(i, ARMS[name].base) / "base.pt"),
-                                        ([n for n in names if ARMS[n].start],
-                                         lambda i, name: folder(i, "") / f"{ARMS[name].start}.pt")))
+    names, bases, arms, later = plan(s)
+    run, clock, left_out = Path("runs") / s.name, time.perf_counter(), {}
     if s.only == "base":
-        arms = later = []
-    say_plan(s, bases, arms + later)
-    record, clock = open_run(s, run, machine), time.perf_counter()
-    if init:
-        prepare(s, folder(0, ""), sources[""], init["tokenizer"])
-    run_tasks(bases, f"{len(bases)} base{'s' * (len(bases) > 1)}")
-    left_out = []
-    for task in bases:
-        try:
-            gate(task.settings, load_checkpoint(task.folder / "base.pt")["rows"])
-        except ValueError as e:
-            left_out.append((task.folder, str(e)))
-    if len(left_out) == len(bases) and bases:
-        raise ValueError(left_out[0][1])
-    for path, why in left_out:
-        print(f"left out: {why}")
-    arms, later = ([task for task in tasks if task.folder not in dict(left_out)] for tasks in (arms, later))
-    if s.only == "base":
-        return run
-    print(f"base ready after {time.perf_counter() - clock:.0f} s")
-    run_tasks(arms, f"{len(arms)} arms")
-    run_tasks(later, f"{len(later)} arms after them")
-    print(f"arms finished after {time.perf_counter() - clock:.0f} s")
-    write_study(s, run / s.study, names, record, [why for _, why in left_out])
-    print(bench.report(run / s.study))
+        arms, later = [], []
+    with owned(run / ".lock"):
+        record = open_run(s, run, machine)
+        say_plan(s, bases, arms + later)
+        if s.init:
+            prepare(arms[0].settings, arms[0].folder, arms[0].sources, load_checkpoint(s.init)["tokenizer"])
+        failed = run_tasks(bases, f"{len(bases)} base{'s' * (len(bases) > 1)}")
+        for task in bases:
+            try:
+                if task.name not in failed:
+                    gate(task.settings, load_checkpoint(task.folder / "base.pt")["rows"])
+            except ValueError as e:
+                left_out[task.folder] = e
+                print(f"left out: {e}")
+        if len(left_out) == len(bases) > 0:
+            raise next(iter(left_out.values()))
+        without = {*left_out, *(task.folder for task in bases if task.name in failed)}
+        if arms:
+            print(f"bases ready after {time.perf_counter() - clock:.0f} s")
+            failed |= run_tasks([task for task in arms if task.folder not in without], f"{len(arms)} arms")
+            failed |= run_tasks([task for task in later if Path(task.start).exists()], f"{len(later)} arms after them")
+            print(f"arms ready after {time.perf_counter() - clock:.0f} s")
+            if write_study(s, run / s.study, names, record, list(map(str, left_out.values()))):
+                print(bench.report(run / s.study))
+    if failed:
+        error = ValueError if all(isinstance(e, ValueError) for e in failed.values()) else ChildProcessError
+        raise error("; ".join(f"{name}: {e}" for name, e in failed.items()) + " -- rerun the same command to run what is "
+                    "missing")
     return run / s.study
 
 
@@ -782,7 +891,7 @@ def sample(path, language, prompt, n=3, length=60, seed=0):
 def parse_flags(argv):
     """(Settings, parsed extra flags) from the command line; one flag per field of Settings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = lambda message: (_ for _ in ()).throw(ValueError(message))
+    parser.error = refuse
     for f in dataclasses.fields(Settings):
         kind = (lambda text: tuple(int(x) for x in text.split(","))) if f.type is tuple else f.type
         parser.add_argument(f"--{f.name}", type=kind, default=argparse.SUPPRESS, metavar=f.type.__name__,
@@ -801,19 +910,33 @@ def parse_flags(argv):
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}: {', '.join(PRESETS)}")
     s = Settings(**{"name": preset} | PRESETS[preset] | given | {"preset": preset})
-    for what, names, known, where in (("study", [s.study], STUDIES, "STUDIES"), ("arm", s.only.split(","), ARMS, "ARMS")):
+    for what, names, known, where in (("study", [s.study], STUDIES, "STUDIES"),
+                                      ("arm", s.only.split(",") if s.only not in ("", "base") else [], ARMS, "ARMS")):
         for name in names:
-            if name not in known and name not in ("", "base"):
+            if name not in known:
                 near = difflib.get_close_matches(name, known, 1, 0)[0]
                 raise ValueError(f"unknown {what} {name!r}; the nearest is {near!r}, all are in {where} of train.py")
-    for name in ("seeds", "documents", "n_layer", "n_head", "n_embd", "block_size", "base_steps", "base_batch_size",
-                 "steps", "batch_size", "lr", "base_lr", "muon_lr", "grad_clip", "copain_items", "label_items",
-                 "cloze_items", "validation_blocks", "checkpoint_every", "max_integer"):
-        if not getattr(s, name) > 0 or getattr(s, name) == math.inf:
+    if not re.fullmatch(r"\w[\w.+-]*", s.name):
+        raise ValueError(f"--name is {s.name!r}, expected the name of a folder to make under runs/: letters, digits, _ . + -")
+    lengths = s.list_lengths
+    if not lengths or min(lengths) < 3 or max(lengths) > 10:
+        raise ValueError(f"--list_lengths is {lengths}, expected numbers from 3 to 10, as in 3,4,5")
+    at_least = dict.fromkeys(("seed", "data_seed", "bench_seed", "base_warmup", "weight_decay"), 0) | dict.fromkeys((
+        "seeds", "n_layer", "n_head", "n_embd", "block_size", "base_steps", "base_batch_size", "steps", "batch_size",
+        "copain_items", "label_items", "cloze_items", "validation_blocks", "checkpoint_every"), 1) | dict(
+        documents=100, vocab_size=300, max_integer=max(9, 2 * max(lengths)))
+    at_most = dict(vocab_size=1 << 16, copain_items=10_000, max_integer=10_000)
+    for name, floor in at_least.items():
+        if not floor <= getattr(s, name) <= at_most.get(name, 10 ** 12):
+            raise ValueError(f"--{name} is {getattr(s, name)}, expected a number from {floor} to "
+                             f"{at_most.get(name, 10 ** 12):,}")
+    for name in ("lr", "base_lr", "muon_lr", "grad_clip"):
+        if not 0 < getattr(s, name) < math.inf:
             raise ValueError(f"--{name} is {getattr(s, name)}, expected a number above 0")
-    for name in ("warmup", "lr_until", "lr_floor", "cognates"):
-        if not 0 <= getattr(s, name) <= 1:
-            raise ValueError(f"--{name} is {getattr(s, name)}, expected a share from 0 to 1")
+    for name, top in (("warmup", 1), ("lr_until", 1), ("lr_floor", 1), ("cognates", 0.8)):
+        if not 0 <= getattr(s, name) <= top:
+            raise ValueError(f"--{name} is {getattr(s, name)}, expected a share from 0 to {top}")
+    GPTConfig(s.vocab_size, s.block_size, s.n_layer, s.n_head, s.n_embd)
     return s, flags
 
 
@@ -825,8 +948,7 @@ def main(argv=None):
         else:
             study(s)
     except (ValueError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(1 if isinstance(e, ChildProcessError) else 2)
+        refuse(e, code=1 if isinstance(e, ChildProcessError) else 2)
     except KeyboardInterrupt:
         print(f"\nstopped; to continue: python train.py {' '.join(sys.argv[1:])}", file=sys.stderr)
         sys.exit(130)

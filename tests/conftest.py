@@ -1,5 +1,7 @@
 """What several tests need: one small world, its tokenizer and sources, and a model to train in a second."""
 import os
+import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -53,3 +55,30 @@ def smoke(tmp_path_factory):
     train.prepare(s, folder, ("english", "target"))
     train.train(s, train.base_job(s), folder)
     return s, folder
+
+
+SMOKE = ("--preset", "smoke", "--device", "cpu", "--dtype", "float32", "--documents", "300", "--base_steps", "6", "--steps",
+         "12", "--copain_items", "3", "--label_items", "6", "--cloze_items", "6")
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """call(folder, script, flags): runs a script in this process; returns (exit code, stdout, stderr)."""
+    def run(folder, script, *flags):
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
+        code = 0
+        try:
+            train.main() if script == "train.py" else runpy.run_path(str(ROOT / script), run_name="__main__")
+        except SystemExit as e:
+            code = e.code or 0
+        return code, *capsys.readouterr()
+    return run
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory):
+    """The whole study `main` from a subprocess, with two seeds: (its folder, the finished process)."""
+    path = tmp_path_factory.mktemp("study")
+    return path, subprocess.run([sys.executable, ROOT / "train.py", *SMOKE, "--seeds", "2"], cwd=path, text=True,
+                                capture_output=True, timeout=300)
