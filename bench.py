@@ -564,12 +564,35 @@ def _pairs(log, pairs):
                       "L2 shift, ratio", "of Copain's gap", "of the label task's gap"], rows)
 
 
+def _check_row(row, where, ends):
+    """Raises ValueError if a row of a log has no arm, seed and step, or a metric is missing or not a finite number."""
+    if not (isinstance(row, dict) and isinstance(row.get("arm"), str)
+            and all(isinstance(row.get(k), int) and row[k] >= 0 for k in ("seed", "step", "data_seed", "bench_seed"))):
+        raise ValueError(f"{where} has no arm, seed or step")
+    for key, kinds in {"settings": (str,), "train_loss": (int, float), "train_loss_max": (int, float)}.items():
+        if not isinstance(row.get(key), (*kinds, type(None))):
+            raise ValueError(f"{where}: {key} is {row[key]!r}")
+    always = ["ppl_target", "ppl_english", "copain", "copain_not_in_list", "copain_wrong_element", "label_target",
+              "label_ppl_target", "label_english", "shift_l2", "shift_relative"]
+    tokens = [key for key in row if key.startswith("tokens_")]
+    for key in [*tokens, *({k for _, k, _ in COLUMNS + BASELINES} if ends else always)]:
+        x = row.get(key)
+        if isinstance(x, bool) or not isinstance(x, (int, float)) or not 0 <= x < math.inf or "ppl" in key and x < 1:
+            raise ValueError(f"{where}: {key} is {x!r}")
+    tasks = row.get("copain_tasks")
+    if ends and not (isinstance(tasks, dict) and set(tasks) == set(COPAIN_TASKS)
+                     and all(isinstance(x, (int, float)) and 0 <= x <= 100 for x in tasks.values())):
+        raise ValueError(f"{where}: copain_tasks is {tasks!r}")
+
+
 def _read(folder):
     """(Log, record) of a study's folder; ValueError with what to do if it is none."""
     try:
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         info = json.loads((folder / "settings.json").read_text())
         order = list(info["arms"])
+        for n, row in enumerate(rows, 1):
+            _check_row(row, f"row {n}", ends=row["step"] in (0, max(r["step"] for r in rows)))
         log = Log(sorted(rows, key=lambda r: (order.index(r["arm"]), r["seed"], r["step"])))
     except OSError as e:
         raise ValueError(f"{folder} is not the folder of a finished study ({e.strerror}: {e.filename}): run train.py "
