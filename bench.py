@@ -9,7 +9,7 @@ the cloze task: which of four ends does a sentence have? It needs what target pr
     python bench.py --show                        every kind of prompt, to put on a slide
     python bench.py runs/laptop/seed2026/ema.pt   benchmarks a checkpoint
     python bench.py --report runs/laptop/main     draws report.md, summary.json and figure.png from metrics.jsonl again
-    python bench.py --findings results            the claims and the controls of all studies in a folder, as in the README
+    python bench.py --findings results            claims and controls of all studies in a folder, as in the README
 """
 import argparse
 import json
@@ -22,16 +22,16 @@ from random import Random
 import numpy as np
 import torch
 
-from data import (ADJECTIVES, CATEGORIES, COPAIN_TASKS, HELD_OUT_FORMAT, LETTERS, NOUNS, VERBS, Tokenizer, World, draw_list,
-                  is_reserved, label_lines, list_line, noun_phrase, refuse)
+from data import (ADJECTIVES, CATEGORIES, COPAIN_TASKS, HELD_OUT_FORMAT, LETTERS, NOUNS, VERBS, Tokenizer, World,
+                  draw_list, is_reserved, label_lines, list_line, noun_phrase, refuse)
 from model import load_checkpoint, model_from_checkpoint
 
 
 # ------------------------------------------------------------------------------------------------------------ items
 @dataclass(frozen=True)
 class Item:
-    """One question: shots and query are lists of words or numbers, with their answers; one of `choices` is right. In the
-    cloze task there are no shots, and the one element is the beginning of a sentence."""
+    """One question: shots and query are lists of words or numbers, with their answers; one of `choices` is right. In
+    the cloze task there are no shots, and the one element is the beginning of a sentence."""
     task: str
     shots: tuple       # of (elements, answer)
     elements: tuple
@@ -51,7 +51,7 @@ class Item:
         """The shots with wrong answers of the right form: what they still teach is the format, not the rule."""
         rng = Random(self.prompt())
         if self.task in COPAIN_TASKS:
-            return tuple((elements, rng.choice([e for e in elements if e != answer])) for elements, answer in self.shots)
+            return tuple((elements, rng.choice([e for e in elements if e != right])) for elements, right in self.shots)
         answers = rng.sample([a for _, a in self.shots], len(self.shots))
         return tuple((elements, answer) for (elements, _), answer in zip(self.shots, answers))
 
@@ -88,14 +88,15 @@ def label_items(lang, twin, n_items=300, n_shots=6, seed=0):
 
 
 def cloze_items(lang, twin, n_items=200, seed=0):
-    """The cloze task over the nouns of `lang` that are not cognates in `twin`: a sentence up to its object, and four ends
-    whose objects are of four categories, of which the subject and the verb admit one. Not every end is equally long."""
+    """The cloze task over the nouns of `lang` that are not cognates in `twin`: a sentence up to its object, and four
+    ends whose objects are of four categories, of which subject and verb admit one. Not every end is equally long."""
     rng, items = Random(f"cloze/{seed}"), []
     nouns = {c: [n for n in NOUNS[c] if twin.name == "english" or not twin.is_cognate(n)] for c in CATEGORIES}
     before, after = lang.order.split("O")
     for _ in range(n_items):
         s, o = rng.choice(CATEGORIES), rng.choice(CATEGORIES)
-        part = {"S": noun_phrase(lang, rng.choice(nouns[s]), ending=lang.determiner), "V": f" {lang.words[VERBS[s, o]]}"}
+        part = {"S": noun_phrase(lang, rng.choice(nouns[s]), ending=lang.determiner),
+                "V": " " + lang.words[VERBS[s, o]]}
         ends = {}
         for c in CATEGORIES:
             adjective = rng.choice(ADJECTIVES[c]) if rng.random() < 0.4 else None
@@ -212,7 +213,8 @@ class Benchmark:
         self.cloze = {name: cloze_items(lang, target if name == "english" else lang, n_cloze, seed=seed)
                       for name, lang in languages.items()}
         self.cache = {}
-        self.longest = max(len(p) + max(map(len, c)) for items in (self.copain, *self.label.values(), *self.cloze.values())
+        everything = self.copain, *self.label.values(), *self.cloze.values()
+        self.longest = max(len(p) + max(map(len, c)) for items in everything
                            for p, c in zip(*self.encode(items, "few-shot"))) + 1
 
     def encode(self, items, condition):
@@ -252,8 +254,8 @@ class Benchmark:
         return 100 * float(summed), 100 * float(per_token), ppl
 
     def __call__(self, model, full=True):
-        """Metrics of a model. Without `full`, a third of each of Copain's tasks stands for all; with it, the cloze tasks
-        and the controls join: restricted to the list, and on that third, zero-shot and shuffled answers."""
+        """Metrics of a model. Without `full`, a third of each of Copain's tasks stands for all; with it, the cloze
+        tasks and the controls join: restricted to the list, and on that third, zero-shot and shuffled answers."""
         row = self.copain_scores(model, self.copain if full else self.copain_third)
         for name, items in self.label.items():
             row[f"label_{name}"], _, row[f"label_ppl_{name}"] = self.choice_scores(model, items)
@@ -270,7 +272,7 @@ class Benchmark:
     def check_disjoint(self, sources):
         """Raises ValueError if the list of a benchmark item, or the start of a prompt, occurs in a source {name: ids}.
 
-        Formats do not hide a leak: separators are dropped from the corpus first, so that a list is found in any of them.
+        Formats do not hide a leak: separators are dropped from the corpus first, so that a list is found in any.
         """
         drop = [t for s in (",", ";", " |") for t in self.tok.encode(s)]
         lists = {tuple(self.tok.encode("".join(f" {e}" for e in elements)))
@@ -313,8 +315,8 @@ def evaluate(model, benchmark, validation, before, n_blocks=128, full=True):
 
 # ------------------------------------------------------------------------------------------ intervals over the seeds
 # 97.5% quantiles of Student's t for 1 to 30 degrees of freedom
-T_975 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
-         2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042]
+T_975 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+         2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042]
 
 
 @dataclass(frozen=True)
@@ -361,6 +363,10 @@ class Log:
         step = self.last if step is None else step
         return {r["seed"]: r[key] for r in self.rows
                 if r["arm"] == arm and r["step"] == step and r["seed"] in self.seeds and key in r}
+
+    def mean(self, arm, key, step=None):
+        """The mean over runs, 0 where no row has the key."""
+        return np.mean(list(self.at(arm, key, step).values()) or [0.0])
 
     def paired(self, f, *terms):
         """Estimate over seeds of f(values), each term being (arm, key) or (arm, key, step)."""
@@ -491,11 +497,11 @@ CLAIMS = [  # id, study, claim, criterion, arms that it needs, judge
     ("C6", "main", "EMA of the weights, without English, is enough", "as C5, and said beside it: whether the control "
      f"low-lr is within {CONTROL:g} points of Copain", ("target", "target+english", "ema"), judge_c6),
     ("C7", "constraints", "LoRA limits the shift but also hinders learning the language",
-     f"at every rank the L2 shift is below t's, and target perplexity above it, by {PPL_MARGIN - 1:.0%} or more; some rank "
-     "is partly", ("target", *RANKS), judge_c7),
+     f"at every rank the L2 shift is below t's, and target perplexity above it, by {PPL_MARGIN - 1:.0%} or more; some "
+     "rank is partly", ("target", *RANKS), judge_c7),
     ("C8", "languages", "the weaker the base is in the target language, the more English matters",
-     f"the downstream gap te - t from the base that has seen none of the language is larger, by {GAP:g} points or more, "
-     "than from the one whose pretraining was 20% of it; larger by less is partly",
+     f"the downstream gap te - t from the base that has seen none of the language is larger, by {GAP:g} points or "
+     "more, than from the one whose pretraining was 20% of it; larger by less is partly",
      tuple(base + arm for base in SEEN for arm in ("", "+english")), judge_c8),
 ]
 
@@ -530,7 +536,8 @@ BASELINES = [
 
 
 def _markdown(heading, rows):
-    return ["| " + " | ".join(heading) + " |", "|---" * len(heading) + "|", *("| " + " | ".join(row) + " |" for row in rows)]
+    line = lambda cells: "| " + " | ".join(cells) + " |"
+    return [line(heading), "|---" * len(heading) + "|", *map(line, rows)]
 
 
 def _table(log, arms, columns):
@@ -551,7 +558,8 @@ def _pairs(log, pairs):
     for a, b in pairs:
         if a not in log.arms or b not in log.arms:
             continue
-        points = {key: log.paired(lambda x, y: x - y, (a, key), (b, key)) for key in ("copain", "label_target", "cloze_target")}
+        points = {key: log.paired(lambda x, y: x - y, (a, key), (b, key))
+                  for key in ("copain", "label_target", "cloze_target")}
         ratios = [log.paired(lambda x, y: math.log(max(x, 1e-9) / max(y, 1e-9)), (a, key), (b, key)).exp()
                   for key in ("ppl_target", "shift_l2")]
         shares = []
@@ -598,14 +606,21 @@ def _read(folder):
         raise ValueError(f"{folder} is not the folder of a finished study ({e.strerror}: {e.filename}): run train.py "
                          "first, and give the folder that it names") from None
     except (ValueError, KeyError, TypeError) as e:
-        raise ValueError(f"{folder}: metrics.jsonl or settings.json is damaged ({type(e).__name__}: {e}): rerun the study, "
-                         "which writes them again from its checkpoints") from None
+        raise ValueError(f"{folder}: metrics.jsonl or settings.json is damaged ({type(e).__name__}: {e}): rerun the "
+                         "study, which writes them again from its checkpoints") from None
     kinds, keys = {r.get("settings") for r in rows}, [(r["arm"], r["seed"], r["step"]) for r in rows]
     if len(kinds) > 1 or len(set(keys)) < len(keys):
         twice = "" if len(set(keys)) == len(keys) else f"{max(keys, key=keys.count)} occurs twice"
         raise ValueError(f"{folder}/metrics.jsonl mixes runs that must not be averaged: " + (twice or "rows of "
-                         f"{len(kinds)} different settings ({', '.join(map(str, kinds))})") + ": rerun the study, which "
-                         "gathers its own rows")
+                         f"{len(kinds)} different settings ({', '.join(map(str, kinds))})") + ": rerun the study, "
+                         "which gathers its own rows")
+    steps = {(arm, seed): {r["step"] for r in rows if (r["arm"], r["seed"]) == (arm, seed)}
+             for arm in log.arms for seed in log.seeds}
+    expected = {0} | set().union(*steps.values())
+    for (arm, seed), found in steps.items():
+        if found != expected:
+            raise ValueError(f"{folder}/metrics.jsonl lacks arm {arm!r} of seed {seed} at step {min(expected - found)}: rerun "
+                             "the study, which writes it again from its checkpoints")
     if not log.seeds:
         raise ValueError(f"{folder}: no run has finished all of the study's arms: rerun the study to continue it")
     return log, info
@@ -629,8 +644,8 @@ def _provenance(log, info):
 
 
 def report(folder):
-    """Writes report.md, summary.json and figure.png of a study's folder from its settings.json and metrics.jsonl, and
-    from nothing else; returns the text that ends the study. Raises ValueError if there is nothing finished to report."""
+    """Writes report.md, summary.json and figure.png of a study's folder from its settings.json, metrics.jsonl and
+    nothing else; returns the text that ends the study. Raises ValueError if there is nothing finished to report."""
     folder = Path(folder)
     log, info = _read(folder)
     s, n, arms = info["settings"], len(log.seeds), info["arms"]
@@ -640,34 +655,36 @@ def report(folder):
     main, claims, steps = _table(log, arms, COLUMNS), verdicts(log, info["study"]), log.steps(log.arms[0])
     tasks = {t: Estimate.of(v[t] for v in log.at(log.arms[0], "copain_tasks", 0).values()).text()
              for t in COPAIN_TASKS}
-    spikes = [f"{arm} of seed {r['seed']} before step {r['step']}" for arm in log.arms for r in log.rows if r["arm"] == arm
-              and r.get("train_loss_max") and r["train_loss_max"] > SPIKE * r["train_loss"] and r["step"] > 0.1 * log.last]
-    notes = [*(f"Not averaged: seed {seed}, which has not finished {', '.join(arms)}.\n" for seed, arms in log.unfinished.items()),
+    spikes = [f"{r['arm']} of seed {r['seed']} before step {r['step']}" for r in log.rows if r.get("train_loss_max")
+              and r["train_loss_max"] > SPIKE * r["train_loss"] and r["step"] > 0.1 * log.last]
+    notes = [*(f"Not averaged: seed {seed}, which has not finished {', '.join(missing)}.\n"
+               for seed, missing in log.unfinished.items()),
              *[f"Loss spikes, a step above {SPIKE:g} times the mean around it: {'; '.join(spikes)}.\n"] * bool(spikes)]
     used = sorted({key for r in log.rows for key in r if key.startswith("tokens_")}, reverse=True)
     text = "\n".join([
         f"# Study `{info['study']}`", "", f"**{info['question']}**", "", *smoke,
         f"{_provenance(log, info)}. {spread[0].upper()}{spread[1:]}; at step {log.last} of the CPT.", "",
         *(f"Left out: {why}\n" for why in info["left_out"]), *notes, "![figure](figure.png)", "", *main, "",
-        f"Chance: Copain {copain_chance():.1f}% by copying a random element of the list, label task 50%, cloze task 25%.", "",
-        *(["## Verdicts", "", "Criteria were fixed before the run (bench.py, CLAIMS); te is the arm target+english, t the "
-           "arm target. With several runs a comparison must hold for the whole 95% interval, paired by run.", "",
+        f"Chance: Copain {copain_chance():.1f}% by copying a random element of the list, label task 50%, cloze task "
+        "25%.", "",
+        *(["## Verdicts", "", "Criteria were fixed before the run (bench.py, CLAIMS); te is the arm target+english, t "
+           "the arm target. With several runs a comparison must hold for the whole 95% interval, paired by run.", "",
            *_markdown(["id", "claim", "criterion", "verdict", "measured"], [
                [v["id"], v["claim"], v["criterion"], f"**{v['verdict']}**", v["number"]] for v in claims]), ""]
           if claims else []),
-        "## Arm against arm", "", "Differences and ratios at the end, paired by run; the gap is what target+english gains "
-        "over target.", "", *_pairs(log, info["pairs"]), "",
+        "## Arm against arm", "", "Differences and ratios at the end, paired by run; the gap is what target+english "
+        "gains over target.", "", *_pairs(log, info["pairs"]), "",
         "## Is it in-context learning?", "", "With no shots, or with shots whose answers are shuffled, what is left is "
         "what a model knows without the context; restricted to the list, only its elements compete.", "",
         *_table(log, arms, BASELINES), "",
         "## Copain and the label task along the way", "",
         *_markdown(["arm", *map(str, steps)], [
-            [arm, *(" / ".join(f"{np.mean(list(log.at(arm, key, x).values())):.0f}" for key in ("copain", "label_target"))
-                    for x in steps)] for arm in log.arms]), "",
+            [arm, *(" / ".join(f"{log.mean(arm, key, x):.0f}" for key in ("copain", "label_target")) for x in steps)]
+            for arm in log.arms]), "",
         "First base, Copain per task: " + ", ".join(f"{t} {x}" for t, x in tasks.items()) + ".", "",
         "## Tokens per source", "",
         *_markdown(["arm", *(key.removeprefix("tokens_") for key in used)], [
-            [arm, *(f"{np.mean(list(log.at(arm, key).values()) or [0]):,.0f}" for key in used)] for arm in log.arms]), "",
+            [arm, *(f"{log.mean(arm, key):,.0f}" for key in used)] for arm in log.arms]), "",
         "## Arms", "", "What differs from the plainest arm; learning rates are shares of Settings.lr.", "",
         *_markdown(["arm", "definition"], [
             [arm, ", ".join(f"{k} {v}" for k, v in arms[arm].items() if v and (k, v) != ("lr_scale", 1.0))]
@@ -675,8 +692,9 @@ def report(folder):
         "## Settings", "", "```json", json.dumps(s, indent=1), "```", ""])
     _write(folder / "report.md", text)
     summary = {"study": info["study"], "seeds": log.seeds, "step": log.last, "meaningful": s["preset"] != "smoke",
-               "claims": claims, "arms": {arm: {key: asdict(Estimate.of(log.at(arm, key).values())) for _, key, _ in COLUMNS}
-                                          for arm in log.arms}}
+               "claims": claims, "arms": {
+                   arm: {key: asdict(Estimate.of(log.at(arm, key).values())) for _, key, _ in COLUMNS}
+                   for arm in log.arms}}
     _write(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     draw = draw_curves if info["study"] == "main" else draw_ends
     draw(log, folder / "figure.png", "Smoke settings: these numbers mean nothing" if smoke else
@@ -690,7 +708,7 @@ BRIEF = ("ppl_target", "copain", "label_target", "label_ppl_target", "cloze_targ
 
 
 def findings(results):
-    """The README's page: the claims with their verdicts, then every study's comparisons, from the logs under `results`."""
+    """The README's page: the claims with their verdicts, then every study's comparisons, from the logs in `results`."""
     results = Path(results)
     logs = {}
     for path in sorted(results.glob("*/metrics.jsonl")):
@@ -701,12 +719,13 @@ def findings(results):
     rows = []
     for study in dict.fromkeys(of for _, of, *_ in CLAIMS):
         log, _, folder = logs.get(study, (Log([]), None, None))
-        rows += [[v["id"], v["claim"], f"**{v['verdict']}**", v["number"],
-                  f"[{study}]({folder.as_posix()}/report.md)" if folder else f"{study}: not run"] for v in verdicts(log, study)]
+        where = f"[{study}]({folder.as_posix()}/report.md)" if folder else f"{study}: not run"
+        rows += [[v["id"], v["claim"], f"**{v['verdict']}**", v["number"], where] for v in verdicts(log, study)]
     lines = _markdown(["", "claim", "verdict", "measured, mean [95% interval over runs]", "study"], rows)
     for study, (log, info, folder) in logs.items():
-        lines += ["", f"**{study}: {info['question']}** ({_provenance(log, info)}; [report]({folder.as_posix()}/report.md), "
-                  f"[figure]({folder.as_posix()}/figure.png))", "", *_pairs(log, info["pairs"])]
+        lines += ["", f"**{study}: {info['question']}** ({_provenance(log, info)}; "
+                  f"[report]({folder.as_posix()}/report.md), [figure]({folder.as_posix()}/figure.png))", "",
+                  *_pairs(log, info["pairs"])]
     return "\n".join(lines)
 
 
@@ -800,7 +819,8 @@ def draw_ends(log, path, title):
         ax.set_yticks(range(n), log.arms if ax is axes[0] else [""] * n)
         ax.set_ylim(n - 0.5, -0.5)
         ax.grid(axis="y", color="0.92")
-        ax.set_title({key: title for title, key, _ in PANELS}[key].replace(" in the target language", ""), loc="left", fontsize=11)
+        title = {key: title for title, key, _ in PANELS}[key]
+        ax.set_title(title.replace(" in the target language", ""), loc="left", fontsize=11)
     x, y = ends["ppl_target"], ends["copain"]
     for i, arm in enumerate(log.arms):
         axes[4].errorbar(x[i].mean, y[i].mean, yerr=y[i].mean - y[i].low, fmt="o", color=COLOURS[i % len(COLOURS)],
@@ -828,7 +848,8 @@ def show(world):
     languages = world.languages()
     items = {item.task: item for item in copain_items(world, 1)}
     for task, make in (("cloze", cloze_items), ("label", label_items)):
-        items |= {f"{task} task, {name}": make(languages[name], languages["target"], 1)[0] for name in ("english", "target")}
+        items |= {f"{task} task, {name}": make(languages[name], languages["target"], 1)[0]
+                  for name in ("english", "target")}
     for name, item in items.items():
         print(f"--- {name}   answer: {item.answer}   choices: {', '.join(item.choices)}\n{item.prompt()}")
     print(f"--- {name}, shuffled\n{item.prompt(item.shuffled_shots())}\n--- {name}, zero-shot\n{item.prompt(())}")
@@ -839,7 +860,7 @@ def main():
     parser.add_argument("checkpoint", nargs="?", help="a .pt file under runs/")
     parser.add_argument("--show", action="store_true", help="print every kind of prompt")
     parser.add_argument("--report", metavar="STUDY", help="draw the report of a study's folder again")
-    parser.add_argument("--findings", metavar="RESULTS", help="print the claims and controls of the studies in a folder")
+    parser.add_argument("--findings", metavar="RESULTS", help="print claims and controls of the studies in a folder")
     parser.error = refuse
     flags = parser.parse_args()
     if flags.show:

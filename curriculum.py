@@ -87,8 +87,8 @@ class Curriculum:
         w = {source: 1.0 - given if v is None else v for source, v in w.items()}
         bad = {source: v for source, v in w.items() if not -1e-9 <= v <= 1 + 1e-9}  # NaN fails this, too
         if bad or abs(sum(w.values()) - 1) > 1e-9:
-            raise ValueError(f"curriculum {self.text!r}: at step {step} of {steps} the weights are {w}; each must lie in "
-                             f"[0, 1] and all must sum to 1, here {sum(w.values()):g}")
+            raise ValueError(f"curriculum {self.text!r}: at step {step} of {steps} the weights are {w}; each must lie "
+                             f"in [0, 1] and all must sum to 1, here {sum(w.values()):g}")
         return w
 
     def check(self, steps):

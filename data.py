@@ -36,7 +36,8 @@ NOUNS = {
 }
 CATEGORIES = list(NOUNS)
 VERBS = {  # (subject category, object category): the one verb that takes them
-    ("animal", "animal"): "bites", ("animal", "tool"): "drops", ("animal", "food"): "eats", ("animal", "place"): "roams",
+    ("animal", "animal"): "bites", ("animal", "tool"): "drops",
+    ("animal", "food"): "eats", ("animal", "place"): "roams",
     ("tool", "animal"): "hurts", ("tool", "tool"): "fits", ("tool", "food"): "cuts", ("tool", "place"): "mends",
     ("food", "animal"): "feeds", ("food", "tool"): "stains", ("food", "food"): "suits", ("food", "place"): "fills",
     ("place", "animal"): "hosts", ("place", "tool"): "stores", ("place", "food"): "sells", ("place", "place"): "faces",
@@ -191,7 +192,7 @@ _ZIPF = list(accumulate((rank + 1) ** -0.7 for rank in range(20)))  # frequencie
 
 
 def noun_phrase(lang, noun, adjective=None, ending=""):
-    """' wild dog': in the order of the language, with its ending (determiner of a subject, case marker of an object)."""
+    """' wild dog': in the order of the language, with its ending: a subject's determiner, an object's case marker."""
     words = [w for w in ((noun, adjective) if lang.adjective_after else (adjective, noun)) if w]
     return "".join(f" {lang.words[w]}" for w in words) + (ending and f" {ending}")
 

@@ -29,8 +29,8 @@ import torch
 class _Average:
     def __init__(self, model, alpha, every=1):
         if not -1 <= alpha <= 1:
-            raise ValueError(f"EMA alpha is {alpha}, expected a number from 0 (no averaging) to 1 (no training), or above "
-                             "-1 to step away from the average")
+            raise ValueError(f"EMA alpha is {alpha}, expected a number from 0 (no averaging) to 1 (no training), or "
+                             "from -1 on to step away from the average")
         if every < 1:
             raise ValueError(f"EMA interval is {every} steps, expected 1 or more")
         self.alpha, self.every = alpha, every

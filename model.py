@@ -152,7 +152,7 @@ class GPT(nn.Module):
 
 class LoRALinear(nn.Linear):
     """A Linear whose weight W acts as W + B A (Hu et al. 2021), A (rank, in) random, B (out, rank) zero: at first it
-    changes nothing. It takes over the tensors of `linear`, so that parameter names stay and lora_A, lora_B join them."""
+    changes nothing. It takes over the tensors of `linear`: parameter names stay, and lora_A, lora_B join them."""
 
     def __init__(self, linear, rank):
         nn.Module.__init__(self)
@@ -162,7 +162,7 @@ class LoRALinear(nn.Linear):
         self.lora_B = nn.Parameter(torch.zeros(linear.out_features, rank))
 
     def forward(self, x):
-        return super().forward(x) + x @ self.lora_A.T @ self.lora_B.T         # (B, T, in) -> (B, T, rank) -> (B, T, out)
+        return super().forward(x) + x @ self.lora_A.T @ self.lora_B.T         # (B, T, in) -> (B, T, r) -> (B, T, out)
 
 
 def add_lora(model, rank):
@@ -188,7 +188,7 @@ def merge_lora(model):
 
 
 def checksum(value):
-    """SHA-256, in hex, of nested dicts, lists, tensors and plain values: of what they hold, not of how a file holds it."""
+    """SHA-256, in hex, of nested dicts, lists, tensors and plain values: of what they hold, not of how a file does."""
     digest = hashlib.sha256()
 
     def add(v):
@@ -217,8 +217,8 @@ def save_checkpoint(path, ckpt):
             os.fsync(f.fileno())
     except (OSError, RuntimeError) as e:  # torch reports a full disk as a RuntimeError
         tmp.unlink(missing_ok=True)
-        raise OSError(f"cannot write {path}: {getattr(e, 'strerror', None) or str(e).splitlines()[0]}; what was saved before "
-                      "is still there") from None
+        raise OSError(f"cannot write {path}: {getattr(e, 'strerror', None) or str(e).splitlines()[0]}; what was saved "
+                      "before is still there") from None
     if path.exists():
         os.replace(path, previous(path))
     os.replace(tmp, path)
@@ -238,7 +238,8 @@ def load_checkpoint(path):
     except FileNotFoundError:
         raise ValueError(f"no checkpoint at {path}: give the path of a .pt file under runs/") from None
     except Exception as e:
-        raise ValueError(f"{path} is not a readable nanoCPT checkpoint ({type(e).__name__}): delete it and rerun") from None
+        raise ValueError(f"{path} is not a readable nanoCPT checkpoint ({type(e).__name__}): delete it and "
+                         "rerun") from None
     if checksum(ckpt) != found:
         raise ValueError(f"{path} is damaged, its contents do not have the checksum {found[:12]} that was written with "
                          "them: delete it and rerun")

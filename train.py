@@ -12,7 +12,7 @@
 Rerunning a command continues what was interrupted. Elhady et al. 2025 is "the paper" below.
 
 Data flow of one seed:  prepare() -> data/*.bin, tokenizer.json;  train(base job) -> base.pt;  train(arm job) -> ARM.pt,
-ARM.jsonl;  of all seeds side by side, a process each.  Then metrics.jsonl of the study's arms, and bench.report() of it.
+ARM.jsonl;  all seeds side by side, a process each.  Then metrics.jsonl of the study's arms, and bench.report() of it.
 """
 import argparse
 import contextlib
@@ -75,6 +75,7 @@ class Arm:
 TARGET = "target=rest"
 REPLAY = "target=rest english=constant(0.2)"
 LORA = dict(trained="lora_")
+LANGUAGES = ("unseen", "seen-1", "seen-5", "seen-20", "near", "far", "none")
 ARMS = {
     "target":         Arm(TARGET),
     "target+english": Arm(REPLAY),
@@ -119,7 +120,7 @@ ARMS = {
     "frozen-attention": Arm(TARGET, trained=r"^(?!.*\.attn\.)"),
     "frozen-blocks":    Arm(TARGET, trained=r"wte|wpe|ln_f"),
     # other bases: how much of the target language they have seen, how far it is from English
-    **{f"{base}{arm}": Arm(curriculum, base=base) for base in ("unseen", "seen-1", "seen-5", "seen-20", "near", "far", "none")
+    **{f"{base}{arm}": Arm(curriculum, base=base) for base in LANGUAGES
        for arm, curriculum in (("", TARGET), ("+english", REPLAY))},
     # after an arm, fifty steps of English
     **{f"{arm}-then-english": Arm("english=rest", lr_scale=0.2, start=arm, steps=50)
@@ -152,12 +153,12 @@ STUDIES = {
     "replay-content": Study("Is it English, or the few-shot-like documents in it?",
                             "target target+english english-prose english-patterns third-language english-only".split()),
     "replay-dose": Study("How much English is enough?", "target english-1 english-5 target+english english-50".split()),
-    "placement": Study("The same English at another time, and windows of another length: what does the curriculum need?",
+    "placement": Study("The same English at another time, and in longer or shorter windows: what does it take?",
                        "target target+english curriculum middle last spread first-5 first-20 first-40".split()),
     "averaging": Study(
         "Does an EMA of the weights do anything that a smaller learning rate does not?",
-        "target target+english ema low-lr ema-0.8 lr-0.2 ema-0.992 lr-0.008 ema-every-10 shadow-ema flipped-ema lr-0.03 "
-        "lr-0.5 lr-2".split(),
+        "target target+english ema low-lr ema-0.8 lr-0.2 ema-0.992 lr-0.008 ema-every-10 shadow-ema flipped-ema "
+        "lr-0.03 lr-0.5 lr-2".split(),
         (("ema", "low-lr"), ("ema-0.8", "lr-0.2"), ("ema-0.992", "lr-0.008"), ("ema-every-10", "low-lr"),
          ("ema", "target"), ("ema-every-10", "target"), ("shadow-ema", "target"), ("flipped-ema", "target"))),
     "constraints": Study("Do weights that may not move far keep the ability, and what does it cost?",
@@ -165,9 +166,8 @@ STUDIES = {
                          "frozen-blocks".split()),
     "languages": Study(
         "Does English matter more, the less of the language the base has seen, and the further it is from English?",
-        [f"{base}{arm}" for base in ("unseen", "seen-1", "seen-5", "seen-20", "near", "far", "none") for arm in
-         ("", "+english")],
-        tuple((f"{base}+english", base) for base in ("unseen", "seen-1", "seen-5", "seen-20", "near", "far", "none"))),
+        [f"{base}{arm}" for base in LANGUAGES for arm in ("", "+english")],
+        tuple((f"{base}+english", base) for base in LANGUAGES)),
     "relearn": Study("After fifty steps of English alone: was in-context learning suppressed or erased?",
                      [f"{arm}-then-english" for arm in ("target", "target+english", "curriculum", "ema", "low-lr")]),
 }
@@ -362,8 +362,8 @@ def newest(path):
 
 @contextlib.contextmanager
 def owned(path, wait=0.0):
-    """Within the block this process alone owns the lock file at path. The operating system drops the lock with its owner,
-    however that ends. Raises ValueError if another process has it for longer than `wait` seconds."""
+    """Within the block this process alone owns the lock file at path. The operating system drops the lock with its
+    owner, however that ends. Raises ValueError if another process has it for longer than `wait` seconds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as f:
         deadline = time.monotonic() + wait
@@ -394,7 +394,8 @@ def prepare(s, folder, sources, tokenizer=None):
     world, path = s.world(), folder / "tokenizer.json"
     if not path.exists():
         if not tokenizer:
-            texts = [d for name in ("english", "target", "third-language") for d in write_corpus(world, name, min(4000, s.documents), s.seed)]
+            texts = [text for name in ("english", "target", "third-language")
+                     for text in write_corpus(world, name, min(4000, s.documents), s.seed)]
             tokenizer = Tokenizer(train_bpe(texts, s.vocab_size)).to_json()
         write_atomically(path, lambda p: p.write_text(tokenizer))
     missing = [name for name in sources if not (folder / "data" / f"{name}_train.bin").exists()]
@@ -446,7 +447,7 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
     ema = ema if job.arm.ema_alpha else None
     autocast = torch.autocast(device, torch.bfloat16, enabled=s.dtype == "bfloat16")
     start, rows, tokens = 0, [], dict.fromkeys(mixture.sources, 0)
-    losses, n_losses = torch.zeros(2, device=device), 0  # since the last evaluation: sum and maximum, kept on the device
+    losses, n_losses = torch.zeros(2, device=device), 0  # since the last evaluation: sum and maximum, on the device
 
     ckpt = newest(path)
     if ckpt:
@@ -476,8 +477,8 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
     def mean_loss(step):
         mean = losses[0].item() / n_losses
         if not math.isfinite(mean):
-            raise ValueError(f"{job.name}: the loss or its gradient became {mean} by step {step}; last good checkpoint: "
-                             f"{path if path.exists() else 'none'}. Lower --lr, under another --name")
+            raise ValueError(f"{job.name}: the loss or its gradient became {mean} by step {step}; last good "
+                             f"checkpoint: {path if path.exists() else 'none'}. Lower --lr, under another --name")
         return mean
 
     def save(step):
@@ -578,7 +579,7 @@ def on_signals(handler):
 
 @dataclass(frozen=True)
 class Task:
-    """A job and all that a process needs to run it: the sources to prepare (for a base) or the checkpoint to start from."""
+    """A job and what a process needs to run it: the sources to prepare (for a base), the checkpoint to start from."""
     settings: Settings
     job: Job
     folder: Path
@@ -604,7 +605,7 @@ def run_task(task, threads, messages):
     torch.set_num_threads(threads)
     parent, log = mp.parent_process(), task.folder / f"{task.job.name}.log"
     try:
-        with owned(task.folder / f".{task.job.name}.lock", wait=60):  # an orphan of a killed run may be at its last step
+        with owned(task.folder / f".{task.job.name}.lock", wait=60):  # an orphan of a killed run may be ending
             with signals_interrupt():
                 if task.sources:
                     prepare(task.settings, task.folder, task.sources)
@@ -625,9 +626,9 @@ def run_task(task, threads, messages):
 
 
 def run_tasks(tasks, title):
-    """Runs the tasks that are not finished, several side by side, a process each, under one progress bar. One that fails
-    does not stop the others. Returns {name of a failed task: ValueError if a user's mistake, else ChildProcessError};
-    raises KeyboardInterrupt if stopped."""
+    """Runs the tasks that are not finished, several side by side, a process each, under one progress bar. One that
+    fails does not stop the others. Returns {name of a failed task: ValueError if a user's mistake, else
+    ChildProcessError}; raises KeyboardInterrupt if stopped."""
     done = {task.name: task.steps_done() for task in tasks}
     total, waiting = sum(task.job.steps for task in tasks), [task for task in tasks if not task.finished()]
     if not waiting:
@@ -683,8 +684,8 @@ def gate(s, rows):
                              ("cloze_english", s.gate_cloze, "English cloze task")):
         if rows[-1][key] < floor:
             raise ValueError(f"the base of seed {s.seed} reached {rows[-1][key]:.1f}% on {what}, below the gate of "
-                             f"{floor:g}%: from there the arms would show nothing. Train it longer (--base_steps) or try "
-                             "another --seed")
+                             f"{floor:g}%: from there the arms would show nothing. Train it longer (--base_steps) or "
+                             "try another --seed")
 
 
 # -------------------------------------------------------------------------------------------------------- the study
@@ -746,10 +747,14 @@ def say_plan(s, bases, arms):
         seconds.append(time.perf_counter() - start)
     left = sum((task.job.steps - task.steps_done()) * task.job.batch_size * s.block_size for task in [*bases, *arms])
     minutes = left * sorted(seconds)[1] / x.numel() * 1.2 / 60
-    tokens = lambda task: f"{task.job.steps} steps, {task.job.steps * task.job.batch_size * s.block_size / 1e6:.1f}M tokens"
-    print(f"study {s.study}, {s.seeds} run{'s' * (s.seeds > 1)}, {model.num_params() / 1e6:.2f}M parameters: {len(bases)} "
-          f"base{'s' * (len(bases) != 1)}{f' ({tokens(bases[0])} each)' if bases else ''}, {len(arms)} arms"
-          f"{f' ({tokens(arms[0])} each)' if arms else ''}; about {math.ceil(minutes)} min")
+
+    def of(tasks, what):
+        job = tasks[0].job if tasks else None
+        size = f" of {job.steps} steps, {job.steps * job.batch_size * s.block_size / 1e6:.1f}M tokens" if job else ""
+        return f"{len(tasks)} {what}{'s' * (len(tasks) != 1)}{size}"
+
+    print(f"study {s.study}, {s.seeds} run{'s' * (s.seeds > 1)}, {model.num_params() / 1e6:.2f}M parameters: "
+          f"{of(bases, 'base')}; {of(arms, 'arm')}; about {math.ceil(minutes)} min")
 
 
 def open_run(s, run, machine):
@@ -773,8 +778,8 @@ def open_run(s, run, machine):
 
 
 def write_study(s, out, names, record, left_out):
-    """Gathers the rows of a study's arms from the run's folder into out/metrics.jsonl, and what the report needs to know
-    about them into out/settings.json. Returns whether there were any."""
+    """Gathers the rows of a study's arms from the run's folder into out/metrics.jsonl, and what the report needs to
+    know about them into out/settings.json. Returns whether there were any."""
     study, path = STUDIES[s.study], out / "settings.json"
     names = list(dict.fromkeys([*study.arms, *names]))
     out.mkdir(exist_ok=True)
@@ -804,15 +809,15 @@ def plan(s):
             setattr(s, field, base["settings"][field])
         other = [name for name in names if ARMS[name].base]
         if other or s.seeds > 1:
-            raise ValueError("--init gives one base for one run, but " + (f"arm {other[0]!r} starts from another" if other
-                             else f"--seeds is {s.seeds}") + ": leave one of the two out")
+            raise ValueError("--init gives one base for one run, but " + (f"arm {other[0]!r} starts from another" if
+                             other else f"--seeds is {s.seeds}") + ": leave one of the two out")
     first = list(dict.fromkeys(ARMS[name].start or name for name in names))  # what others go on from is run, too
     later = [name for name in names if ARMS[name].start]
     steps = {name: arm_job(s, name).steps for name in [*STUDIES[s.study].arms, *names]}
     for name, n in steps.items():
         if n != next(iter(steps.values())):
-            raise ValueError(f"arm {name!r} runs {n} steps, the arms of study {s.study!r} {next(iter(steps.values()))}: it "
-                             "cannot share their report; choose the --study that it belongs to")
+            raise ValueError(f"arm {name!r} runs {n} steps, the arms of study {s.study!r} {next(iter(steps.values()))}: "
+                             "it cannot share their report; choose the --study that it belongs to")
     sources = {}  # base: the sources that it and the arms from it draw from
     for base in dict.fromkeys(ARMS[name].base for name in first):
         one = s.run(0, base)
@@ -834,10 +839,10 @@ def plan(s):
         return dataclasses.replace(one, start=str(s.init if start == "base" and s.init else one.folder / f"{start}.pt"))
 
     runs = range(s.seeds)
-    bases = [] if s.init else [task(i, base, base_job(s.run(i, base)), sources=sources[base]) for i in runs for base in sources]
+    bases = [task(i, base, base_job(s.run(i, base)), sources=xs) for i in runs for base, xs in sources.items()]
     arms = [arm(i, name, "base") for i in runs for name in first]
     if s.init:
-        arms[0] = dataclasses.replace(arms[0], sources=sources[""])
+        bases, arms[0] = [], dataclasses.replace(arms[0], sources=sources[""])
     return names, bases, arms, [arm(i, name, ARMS[name].start) for i in runs for name in later]
 
 
@@ -873,8 +878,8 @@ def study(s):
                 print(bench.report(run / s.study))
     if failed:
         error = ValueError if all(isinstance(e, ValueError) for e in failed.values()) else ChildProcessError
-        raise error("; ".join(f"{name}: {e}" for name, e in failed.items()) + " -- rerun the same command to run what is "
-                    "missing")
+        raise error("; ".join(f"{name}: {e}" for name, e in failed.items()) + " -- rerun the same command to run what "
+                    "is missing")
     return run / s.study
 
 
@@ -922,7 +927,7 @@ def parse_flags(argv):
                 near = difflib.get_close_matches(name, known, 1, 0)[0]
                 raise ValueError(f"unknown {what} {name!r}; the nearest is {near!r}, all are in {where} of train.py")
     if not re.fullmatch(r"\w[\w.+-]*", s.name):
-        raise ValueError(f"--name is {s.name!r}, expected the name of a folder to make under runs/: letters, digits, _ . + -")
+        raise ValueError(f"--name is {s.name!r}, expected the name of a folder under runs/: letters, digits, _ . + -")
     lengths = s.list_lengths
     if not lengths or min(lengths) < 3 or max(lengths) > 10:
         raise ValueError(f"--list_lengths is {lengths}, expected numbers from 3 to 10, as in 3,4,5")
