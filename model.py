@@ -10,9 +10,11 @@ Shape letters, here and in every other file: B batch rows, T tokens in a row, C 
 hs = C / nh channels of a head, V vocabulary.
 """
 import hashlib
+import json
 import math
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -254,6 +256,87 @@ def model_from_checkpoint(ckpt):
         add_lora(model, rank)
     model.load_state_dict(ckpt["model"])
     return merge_lora(model)
+
+
+# ------------------------------------------------------------------------------------------- the published GPT-2 files
+TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")  # published (in, out)
+NUMBERS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def read_safetensors(path):
+    """{name: tensor} of a safetensors file: the length of the header in 8 bytes, the header in JSON, the numbers."""
+    try:
+        blob = torch.from_file(str(path), False, path.stat().st_size, dtype=torch.uint8)  # mapped, not read
+        end = 8 + int.from_bytes(bytes(blob[:8].tolist()), "little")
+        tensors = {}
+        for name, entry in json.loads(bytes(blob[8:end].tolist())).items():
+            if name != "__metadata__":
+                first, last = entry["data_offsets"]
+                tensors[name] = blob[end + first:end + last].clone().view(NUMBERS[entry["dtype"]]).view(entry["shape"])
+        return tensors
+    except (ValueError, KeyError, RuntimeError, TypeError) as e:
+        raise ValueError(f"{path} is not a safetensors file, or not all of one ({type(e).__name__}): download it "
+                         "again") from None
+
+
+def load_gpt2(folder):
+    """A GPT from a folder with the published files of a GPT-2 of any size: config.json and model.safetensors, or
+    pytorch_model.bin, of which no code is run. Raises ValueError with what is missing or does not fit."""
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        model = GPT(GPTConfig(config["vocab_size"], config["n_positions"], config["n_layer"], config["n_head"],
+                              config["n_embd"]))
+        if config.get("activation_function", "gelu_new") != "gelu_new":
+            raise ValueError(f"its activation is {config['activation_function']!r}, GPT-2's is 'gelu_new'")
+    except OSError:
+        raise ValueError(f"{folder} has no config.json: give the folder of a GPT-2 as published") from None
+    except (ValueError, KeyError, TypeError) as e:
+        raise ValueError(f"{folder}/config.json does not describe a GPT-2 ({type(e).__name__}: {e})") from None
+    if (folder / "model.safetensors").exists():
+        path = folder / "model.safetensors"
+        published = read_safetensors(path)
+    else:
+        path = folder / "pytorch_model.bin"
+        try:
+            published = torch.load(path, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            raise ValueError(f"{folder} has neither model.safetensors nor pytorch_model.bin") from None
+        except Exception as e:
+            raise ValueError(f"{path} is not a file of plain tensors ({type(e).__name__})") from None
+    published = {name.removeprefix("transformer."): x for name, x in published.items()}
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            name = name.removeprefix("transformer.")
+            if name not in published:
+                raise ValueError(f"{path} has no tensor {name!r}: it is not a GPT-2, or not all of one")
+            x = published.pop(name)
+            x = x.T if name.endswith(TRANSPOSED) else x
+            if x.shape != p.shape:
+                raise ValueError(f"{path}: {name} has the shape {tuple(x.shape)}, config.json wants {tuple(p.shape)}")
+            p.copy_(x)
+    rest = [n for n in published if n != "lm_head.weight" and not n.endswith(("attn.bias", "attn.masked_bias"))]
+    if rest:
+        raise ValueError(f"{path} has a tensor {rest[0]!r} that GPT-2 has not")
+    return model
+
+
+def save_gpt2(model, folder):
+    """Writes a GPT in the published format, config.json and model.safetensors, where other programs can load it."""
+    folder, c, header, parts, at = Path(folder), model.config, {}, [], 0
+    for name, p in model.named_parameters():
+        name = name.removeprefix("transformer.")
+        x = (p.T if name.endswith(TRANSPOSED) else p).detach().float().cpu().contiguous()
+        header[name] = {"dtype": "F32", "shape": list(x.shape), "data_offsets": [at, at := at + 4 * x.numel()]}
+        parts.append(x.numpy().tobytes())
+    text = json.dumps(header | {"__metadata__": {"format": "pt"}}).encode()
+    text += b" " * (-len(text) % 8)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.safetensors").write_bytes(b"".join([len(text).to_bytes(8, "little"), text, *parts]))
+    (folder / "config.json").write_text(json.dumps({
+        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": c.vocab_size,
+        "n_positions": c.block_size, "n_ctx": c.block_size, "n_layer": c.n_layer, "n_head": c.n_head, "n_embd": c.n_embd,
+        "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True}, indent=1))
 
 
 if __name__ == "__main__":
