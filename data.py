@@ -9,22 +9,36 @@ apart, are there for the studies that ask what it is about English.
     python data.py           # prints a document of every kind in both languages, and how it is tokenized
     python data.py --target-order VSO --seed 7
 
-Data flow: World -> write_corpus() -> text -> Tokenizer -> one uint16 file per source -> Mixture.batch(step).
+Data flow: World -> write_corpus() -> text -> Tokenizer -> one file of token ids per source -> Mixture.batch(step).
+
+Real text goes the same way, from files:
+
+    python data.py prepare --name eu corpus/*.txt more.jsonl.gz        # data/eu, with GPT-2's tokenizer
+    python data.py prepare --name en pile.jsonl.gz --tokenizer data/eu
 """
 import argparse
 import functools
+import gzip
+import hashlib
+import heapq
 import json
+import multiprocessing as mp
 import os
+import re
+import shutil
 import sys
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 from random import Random
 
 import numpy as np
 import regex  # comes with tiktoken
 import tiktoken
+from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+from tqdm import tqdm
 
 # ------------------------------------------------------------------------------------------------------- the world
 # Categories can be learned only from the company that nouns keep: which verbs and which adjectives they take.
@@ -271,21 +285,35 @@ def train_bpe(texts, vocab_size):
     ranks = {bytes([b]): b for b in range(256)}
     histogram = Counter(w for text in texts for w in regex.findall(SPLIT, text))
     words = [([bytes([b]) for b in word.encode()], n) for word, n in sorted(histogram.items())]
-    while len(ranks) < vocab_size - 1:  # one id is kept for EOT
-        pairs = Counter()
-        for pieces, n in words:
-            for pair in zip(pieces, pieces[1:]):
-                pairs[pair] += n
-        if not pairs:
-            break
-        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
-        ranks[best[0] + best[1]] = len(ranks)
-        for pieces, _ in words:
-            i = 0
-            while i < len(pieces) - 1:
-                if (pieces[i], pieces[i + 1]) == best:
-                    pieces[i:i + 2] = [best[0] + best[1]]
-                i += 1
+    pairs, where = Counter(), defaultdict(set)  # how often a pair occurs, and in which words
+
+    def count(i, sign):
+        pieces, n = words[i]
+        for pair in zip(pieces, pieces[1:]):
+            pairs[pair] += sign * n
+            where[pair].add(i)
+            changed.add(pair)
+
+    changed = set()
+    for i in range(len(words)):
+        count(i, 1)
+    heap = [(-n, pair) for pair, n in pairs.items()]
+    heapq.heapify(heap)
+    while len(ranks) < vocab_size - 1 and heap:  # one id is kept for EOT
+        n, best = heapq.heappop(heap)
+        if n == 0 or -n != pairs[best]:  # this count is no longer so; a newer entry has the right one
+            continue
+        ranks[best[0] + best[1]], changed = len(ranks), set()
+        for i in where[best]:
+            pieces, k = words[i][0], 0
+            count(i, -1)
+            while k < len(pieces) - 1:
+                if (pieces[k], pieces[k + 1]) == best:
+                    pieces[k:k + 2] = [best[0] + best[1]]
+                k += 1
+            count(i, 1)
+        for pair in changed:
+            heapq.heappush(heap, (-pairs[pair], pair))
     return ranks
 
 
@@ -295,11 +323,12 @@ class Tokenizer:
         tok = Tokenizer(train_bpe(["a cat"], 300)); tok.decode(tok.encode("a cät"))
     """
 
-    def __init__(self, ranks):
-        self.ranks = ranks
-        self.encoding = tiktoken.Encoding("nanocpt", pat_str=SPLIT, mergeable_ranks=ranks,
+    def __init__(self, ranks, split=SPLIT):
+        self.ranks, self.split = ranks, split
+        self.encoding = tiktoken.Encoding("nanocpt", pat_str=split, mergeable_ranks=ranks,
                                           special_tokens={EOT: len(ranks)})
         self.eot, self.vocab_size = len(ranks), len(ranks) + 1
+        self.dtype = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
 
     def encode(self, text):
         return self.encoding.encode_ordinary(text)
@@ -308,16 +337,219 @@ class Tokenizer:
         return self.encoding.decode(list(ids))
 
     def encode_documents(self, documents):
-        """One uint16 array: EOT before each document."""
+        """One array of ids: EOT before each document."""
         ids = self.encoding.encode_ordinary_batch(documents, num_threads=os.cpu_count())
-        return np.array([t for doc in ids for t in [self.eot, *doc]], dtype=np.uint16)
+        return np.array([t for doc in ids for t in [self.eot, *doc]], dtype=self.dtype)
 
     def to_json(self):
-        return json.dumps([token.hex() for token in self.ranks])  # by rank
+        return json.dumps({"split": self.split, "tokens": [token.hex() for token in self.ranks]})  # by rank
 
     @classmethod
     def from_json(cls, text):
-        return cls({bytes.fromhex(token): rank for rank, token in enumerate(json.loads(text))})
+        saved = json.loads(text)
+        return cls({bytes.fromhex(token): rank for rank, token in enumerate(saved["tokens"])}, saved["split"])
+
+
+# -------------------------------------------------------------------------------------------------------- real text
+# GPT-2's own pattern, with its contractions; its vocabulary comes from tiktoken or from the published files.
+GPT2_SPLIT = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+UNIT = 16 << 20           # bytes of a plain file that one process encodes at a time
+LONGEST_DOCUMENT = 1 << 20
+LONGEST_LINE = 64 << 20
+
+
+def load_tokenizer(spec):
+    """The tokenizer that `spec` names: 'gpt2', the folder of a prepared source, or a folder with GPT-2's published
+    vocabulary (vocab.json and merges.txt, or encoder.json and vocab.bpe). Raises ValueError with what to do."""
+    folder = Path(spec)
+    if (folder / "tokenizer.json").exists() and (folder / "manifest.json").exists():
+        return Tokenizer.from_json((folder / "tokenizer.json").read_text())
+    for merges, vocabulary in (("merges.txt", "vocab.json"), ("vocab.bpe", "encoder.json")):
+        if (folder / merges).exists() and (folder / vocabulary).exists():
+            ranks = data_gym_to_mergeable_bpe_ranks(str(folder / merges), str(folder / vocabulary))
+            return Tokenizer(dict(sorted(ranks.items(), key=lambda item: item[1])), GPT2_SPLIT)
+    if spec != "gpt2":
+        raise ValueError(f"--tokenizer is {spec!r}, expected gpt2, bpe, the folder of a prepared source, or a folder with "
+                         "vocab.json and merges.txt")
+    try:
+        return Tokenizer(tiktoken.get_encoding("gpt2")._mergeable_ranks, GPT2_SPLIT)
+    except Exception as e:  # no network and no cache; tiktoken lets its downloader's exceptions through
+        raise ValueError(f"GPT-2's vocabulary is not in tiktoken's cache and cannot be downloaded ({type(e).__name__}): "
+                         "give a folder with its vocab.json and merges.txt as --tokenizer, or --tokenizer bpe") from None
+
+
+def find_texts(paths):
+    """The text files that the paths name; of a folder all below it with a known ending. Raises ValueError if a path does
+    not exist, is empty or holds no text."""
+    found = []
+    for path in map(Path, paths):
+        inside = sorted(p for p in path.rglob("*") if re.search(r"\.(txt|jsonl)(\.gz)?$", p.name)) if path.is_dir() else [path]
+        if not path.exists() or not inside:
+            raise ValueError(f"{path} " + ("holds no .txt, .jsonl, .txt.gz or .jsonl.gz file" if path.exists() else
+                                           "does not exist"))
+        found += inside
+    for path in found:
+        if path.stat().st_size == 0:
+            raise ValueError(f"{path} is empty: leave it out")
+    return found
+
+
+def find_units(path):
+    """[(first, last byte)] of a file: pieces of about UNIT bytes that begin with a document. A gzip file is one."""
+    size, starts = path.stat().st_size, [0]
+    if path.suffix != ".gz":
+        with open(path, "rb") as f:
+            while starts[-1] + UNIT < size:
+                f.seek(starts[-1] + UNIT)
+                f.readline(LONGEST_LINE)  # the rest of a line
+                limit = f.tell() + LONGEST_DOCUMENT
+                while ".jsonl" not in path.suffixes and f.tell() < limit and f.readline(LONGEST_LINE).strip():
+                    pass                  # on to a blank line
+                starts.append(f.tell())
+    return [(a, b) for a, b in zip(starts, [*starts[1:], size]) if a < b]
+
+
+def read_documents(path, first=0, last=None, field="text", errors="strict"):
+    """Yields the documents of a piece of a file, as strings: in JSON lines one a line, the text under `field`; elsewhere
+    what blank lines separate, cut at a line's end where longer than LONGEST_DOCUMENT. Raises ValueError naming the file
+    and the line or byte of what cannot be read."""
+    def text_of(raw, at):
+        try:
+            return raw.decode("utf-8", errors)
+        except UnicodeDecodeError as e:
+            raise ValueError(f"{path}: byte 0x{raw[e.start]:02x} at offset {at + e.start} is not UTF-8: correct the file, or "
+                             "give --errors replace") from None
+
+    is_json = re.search(r"\.jsonl(\.gz)?$", path.name)
+    with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as f:
+        f.seek(first)
+        at, lines, size = first, [], 0
+        while last is None or at < last:
+            try:
+                line = f.readline(LONGEST_LINE)
+            except (EOFError, OSError, zlib.error) as e:
+                raise ValueError(f"{path} is not a whole gzip file ({e}): download it again") from None
+            if len(line) == LONGEST_LINE:
+                raise ValueError(f"{path}: the line at offset {at} is longer than {LONGEST_LINE >> 20} MB: break it")
+            if is_json and line.strip():
+                try:
+                    text = json.loads(text_of(line, at))[field]
+                    yield text.encode("utf-16", "surrogatepass").decode("utf-16", errors)  # an escape may be half a pair
+                except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError, RecursionError) as e:
+                    n = sum(1 for _ in _lines_before(path, at)) + 1
+                    what = (f"not JSON ({e})" if isinstance(e, (json.JSONDecodeError, RecursionError)) else
+                            "half of a surrogate pair; correct it, or give --errors replace" if isinstance(e, UnicodeError)
+                            else f"no field {field!r} with a text; give its name as --field")
+                    raise ValueError(f"{path}, line {n}: {what}") from None
+            elif not is_json and line.strip():
+                lines.append(line)
+                size += len(line)
+            if not is_json and lines and (not line.strip() or size > LONGEST_DOCUMENT):
+                yield text_of(b"".join(lines), at + len(line) - size - len(line) * (not line.strip())).strip("\r\n")
+                lines, size = [], 0
+            if not line:
+                break
+            at += len(line)
+        if lines:
+            yield text_of(b"".join(lines), at - size).strip("\r\n")
+
+
+def _lines_before(path, at):
+    with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as f:
+        while f.tell() < at:
+            yield f.readline()
+
+
+def _encode_unit(task):
+    """Encodes one unit into files of its own, N.train.bin and N.val.bin, and last N.json with what they hold."""
+    n, path, first, last, folder, spec, field, errors, val = task
+    done = folder / f"{n}.json"
+    if not done.exists():
+        tok = _tokenizer_of(folder)
+        stats = {"documents": 0, "train": 0, "val": 0}
+        with open(folder / f"{n}.train.bin", "wb") as train, open(folder / f"{n}.val.bin", "wb") as held_out:
+            for text in read_documents(path, first, last, field, errors):
+                ids = tok.encoding.encode_to_numpy(text, disallowed_special=())
+                # by a hash of the text: the same at every restart, and equal documents on the same side
+                part = "val" if zlib.crc32(text.encode("utf-8", "surrogatepass")) / 2 ** 32 < val else "train"
+                out = np.empty(len(ids) + 1, dtype=tok.dtype)
+                out[0], out[1:] = tok.eot, ids
+                (held_out if part == "val" else train).write(out)
+                stats["documents"] += 1
+                stats[part] += len(out)
+        (folder / f"{n}.tmp").write_text(json.dumps(stats))
+        os.replace(folder / f"{n}.tmp", done)
+    return (last or path.stat().st_size) - first
+
+
+@functools.lru_cache(maxsize=1)
+def _tokenizer_of(folder):
+    return Tokenizer.from_json((folder / "tokenizer.json").read_text())
+
+
+def _sample(files, field, errors, characters=16_000_000):
+    """Documents from the start of every file, to train a tokenizer on."""
+    for path in files:
+        size = 0
+        for text in read_documents(path, field=field, errors=errors):
+            yield text
+            size += len(text)
+            if size > characters / len(files):
+                break
+
+
+def prepare(name, paths, out="data", field="text", tokenizer="gpt2", vocab_size=8192, val=0.005, errors="strict",
+            workers=None):
+    """Encodes text files into out/name: train.bin and val.bin, split by document, tokenizer.json and manifest.json. Works
+    in out/name.part, where an interrupted run goes on; the folder gets its name when it is complete. Returns it."""
+    files = find_texts(paths)
+    if not 0 < val < 1:
+        raise ValueError(f"--val is {val}, expected a share between 0 and 1")
+    wanted = {"files": [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files], "field": field,
+              "tokenizer": tokenizer, "vocab_size": vocab_size, "val": val, "errors": errors}
+    final, part = Path(out) / name, Path(out) / f"{name}.part"
+    if final.exists():
+        raise ValueError(f"{final} is there already: delete it, or choose another --name")
+    if not (part / "plan.json").exists() or json.loads((part / "plan.json").read_text()) != wanted:
+        shutil.rmtree(part, ignore_errors=True)  # begun with other files or settings
+        part.mkdir(parents=True)
+        if tokenizer == "bpe":
+            tok = Tokenizer(train_bpe(_sample(files, field, errors), vocab_size))
+        else:
+            tok = load_tokenizer(tokenizer)
+        (part / "tokenizer.json").write_text(tok.to_json())
+        (part / "plan.tmp").write_text(json.dumps(wanted))
+        os.replace(part / "plan.tmp", part / "plan.json")
+    tok = _tokenizer_of(part)
+    tasks = [(path, first, last) for path in files for first, last in find_units(path)]
+    tasks = [(n, path, first, None if path.suffix == ".gz" else last, part, tokenizer, field, errors, val)
+             for n, (path, first, last) in enumerate(tasks)]
+    total = sum(p.stat().st_size for p in files)
+    with tqdm(total=total, desc=name, unit="B", unit_scale=True) as bar, \
+            mp.get_context("spawn").Pool(min(workers or os.cpu_count(), len(tasks))) as pool:
+        for size in pool.imap_unordered(_encode_unit, tasks):
+            bar.update(size)
+    stats = [json.loads((part / f"{n}.json").read_text()) for n in range(len(tasks))]
+    tokens = {which: sum(s[which] for s in stats) for which in ("train", "val")}
+    for which in ("train", "val"):
+        if not tokens[which]:
+            raise ValueError(f"no document of {name} went to {which}; of {sum(s['documents'] for s in stats)} documents, "
+                             f"{val:.2%} were to be for validation: give more text, or change --val")
+        with open(part / f"{which}.bin", "wb") as f:
+            for n in range(len(tasks)):
+                with open(part / f"{n}.{which}.bin", "rb") as piece:
+                    shutil.copyfileobj(piece, f, 1 << 24)
+            f.flush()
+            os.fsync(f.fileno())
+    digest = hashlib.sha256((part / "tokenizer.json").read_bytes()).hexdigest()
+    (part / "manifest.json").write_text(json.dumps({
+        "name": name, "tokenizer_sha256": digest, "vocab_size": tok.vocab_size, "dtype": np.dtype(tok.dtype).name,
+        "documents": sum(s["documents"] for s in stats), "tokens": tokens, "bytes": total, **wanted}, indent=1) + "\n")
+    for piece in [part / "plan.json", *part.glob("[0-9]*.*")]:
+        piece.unlink()
+    os.replace(part, final)
+    print(f"{final}: {tokens['train']:,} tokens for training, {tokens['val']:,} for validation, of {total / 1e6:,.1f} MB")
+    return final
 
 
 # ---------------------------------------------------------------------------------------------------------- sampler
@@ -371,22 +603,48 @@ def refuse(message, code=2):
     sys.exit(code)
 
 
-if __name__ == "__main__":
+def show(argv):
+    """Prints a document of every kind, and how it is tokenized."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="of the target language and of the documents")
     parser.add_argument("--target-order", default="SOV", help="word order of the target language")
     parser.add_argument("--cognates", type=float, default=0.4, help="share of nouns spelled as in English")
     parser.error = refuse
-    flags = parser.parse_args()
-    try:
-        world = World(targets=(("target", flags.seed, flags.target_order, flags.cognates),))
-        languages = world.languages()
-    except ValueError as e:
-        refuse(e)
-    corpora = {name: write_corpus(world, name, 2000, flags.seed) for name in languages}
+    flags = parser.parse_args(argv)
+    world = World(targets=(("target", flags.seed, flags.target_order, flags.cognates),))
+    corpora = {name: write_corpus(world, name, 2000, flags.seed) for name in world.languages()}
     tok = Tokenizer(train_bpe([d for docs in corpora.values() for d in docs], 2048))
-    for name, lang in languages.items():
+    for name, lang in world.languages().items():
         for kind, share in SOURCES[name][1].items():
             print(f"--- {name}, {kind} ({share:.1%} of the documents)")
             text = DOCUMENT_KINDS[kind](Random(flags.seed), world, lang)
             print(text, f"\n[{' '.join(repr(tok.decode([t])) for t in tok.encode(text)[:16])} ...]\n")
+
+
+def prepare_command(argv):
+    parser = argparse.ArgumentParser(prog="data.py prepare", description="Encodes text files as a source of tokens.")
+    parser.add_argument("paths", nargs="+", help=".txt, .jsonl, also .gz, or folders with such files")
+    parser.add_argument("--name", required=True, help="of the source, and of its folder")
+    parser.add_argument("--out", default="data", help="folder of the prepared sources")
+    parser.add_argument("--field", default="text", help="of a JSON line that holds the text")
+    parser.add_argument("--tokenizer", default="gpt2", help="gpt2; bpe, trained on a sample of these files; the folder of "
+                        "a prepared source; or a folder with GPT-2's vocab.json and merges.txt")
+    parser.add_argument("--vocab_size", type=int, default=8192, help="of --tokenizer bpe, at most")
+    parser.add_argument("--val", type=float, default=0.005, help="share of the documents for validation")
+    parser.add_argument("--errors", choices=["strict", "replace"], default="strict", help="what to do with invalid UTF-8")
+    parser.add_argument("--workers", type=int, default=None, help="processes, by default as many as cores")
+    parser.error = refuse
+    flags = parser.parse_args(argv)
+    if not re.fullmatch(r"\w[\w+-]*", flags.name):
+        refuse(f"--name is {flags.name!r}, expected letters, digits, _ + -")
+    prepare(**vars(flags))
+
+
+if __name__ == "__main__":
+    try:
+        prepare_command(sys.argv[2:]) if sys.argv[1:2] == ["prepare"] else show(sys.argv[1:])
+    except (ValueError, OSError) as e:
+        refuse(e)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
