@@ -747,7 +747,7 @@ COLOURS = ["#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES = ["-", "-", "-", "-", (0, (4, 2)), (0, (1, 1)), (0, (5, 1, 1, 1))]
 
 
-def draw_curves(log, path, title):
+def draw_curves(log, path, heading):
     """The figure: each metric against the step, every arm a line with its name at its end, every seed a thin one."""
     import matplotlib
     matplotlib.use("Agg")
@@ -790,13 +790,13 @@ def draw_curves(log, path, title):
         ax.set_title(title, loc="left", fontsize=11)
         ax.set_xlabel("step of the continued pretraining", fontsize=9)
         ax.spines[["top", "right"]].set_visible(False)
-    fig.suptitle(title + "; thin lines are single runs" * (len(log.seeds) > 1), x=0.01, ha="left", fontsize=13)
+    fig.suptitle(heading + "; thin lines are single runs" * (len(log.seeds) > 1), x=0.01, ha="left", fontsize=13)
     fig.tight_layout()
     _write(path, lambda tmp: fig.savefig(tmp, dpi=110, format="png"))
     plt.close(fig)
 
 
-def draw_ends(log, path, title):
+def draw_ends(log, path, heading):
     """The figure of the other studies: where every arm ends, with its interval over runs; and Copain against target
     perplexity, an arm a point: what it remembers against what it has learned."""
     import matplotlib
@@ -836,7 +836,7 @@ def draw_ends(log, path, title):
     axes[4].margins(x=0.2)
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
-    fig.suptitle(title, x=0.01, ha="left", fontsize=13)
+    fig.suptitle(heading, x=0.01, ha="left", fontsize=13)
     fig.tight_layout()
     _write(path, lambda tmp: fig.savefig(tmp, dpi=100, format="png"))
     plt.close(fig)

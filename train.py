@@ -389,7 +389,7 @@ def code_version():
 
 def prepare(s, folder, sources, tokenizer=None):
     """Writes those of the sources of one seed that are missing, as token files, and first the tokenizer, trained on the
-    languages' documents unless one is given as JSON. Raises ValueError if the benchmark leaks or does not fit."""
+    languages' documents unless one is given as JSON. Raises ValueError if a benchmark prompt is longer than a block."""
     (folder / "data").mkdir(parents=True, exist_ok=True)
     world, path = s.world(), folder / "tokenizer.json"
     if not path.exists():
@@ -411,7 +411,6 @@ def prepare(s, folder, sources, tokenizer=None):
         for part, n_documents, seed in parts:
             ids = tok.encode_documents(write_corpus(world, name, n_documents, seed))
             write_atomically(folder / "data" / f"{name}_{part}.bin", ids.tofile)
-    benchmark.check_disjoint(open_data(folder, "train", sources))  # at every start: files may have been exchanged
 
 
 def open_data(folder, part, sources):
@@ -432,6 +431,7 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
     mixture = Mixture(open_data(folder, "train", curriculum.shapes), s.block_size,
                       seed=2 * s.data_seed + 1 if base else 2 * s.seed)
     benchmark = bench.Benchmark(s.world(), tok, *s.benchmark_arguments())
+    benchmark.check_disjoint(mixture.sources)  # at every start: a file may have been exchanged
     validation = open_data(folder, "val", ("english", "target"))
     torch.manual_seed(s.seed)
     config = GPTConfig(tok.vocab_size, s.block_size, s.n_layer, s.n_head, s.n_embd)

@@ -202,7 +202,7 @@ def test_a_leak_that_comes_into_the_data_of_a_run_is_found_at_the_next_start(smo
     with open(tmp_path / "run/data/english_train.bin", "ab") as f:
         f.write(tok.encode_documents([item.prompt()]).tobytes())
     with pytest.raises(ValueError, match="benchmark leak.*'english'"):
-        train.prepare(s, tmp_path / "run", ("english", "target"))
+        train.train(s, train.arm_job(s, "curriculum"), tmp_path / "run", load_checkpoint(folder / "base.pt"))
 
 
 def test_the_record_of_a_run_names_the_flags_that_decide_whether_it_is_deterministic(study):
