@@ -8,6 +8,7 @@ the cloze task: which of four ends does a sentence have? It needs what target pr
 
     python bench.py --show                        every kind of prompt, to put on a slide
     python bench.py runs/laptop/seed2026/ema.pt   benchmarks a checkpoint
+    python bench.py gpt2/ --copain CoPain/ --task belebele_eu.jsonl --shots 5     a model on benchmark files
     python bench.py --report runs/laptop/main     draws report.md, summary.json and figure.png from metrics.jsonl again
     python bench.py --findings results            claims and controls of all studies in a folder, as in the README
 """
@@ -23,8 +24,8 @@ import numpy as np
 import torch
 
 from data import (ADJECTIVES, CATEGORIES, COPAIN_TASKS, HELD_OUT_FORMAT, LETTERS, NOUNS, VERBS, Tokenizer, World,
-                  draw_list, is_reserved, label_lines, list_line, noun_phrase, refuse)
-from model import load_checkpoint, model_from_checkpoint
+                  draw_list, is_reserved, label_lines, list_line, load_tokenizer, noun_phrase, refuse)
+from model import load_checkpoint, load_gpt2, model_from_checkpoint
 
 
 # ------------------------------------------------------------------------------------------------------------ items
@@ -43,14 +44,16 @@ class Item:
         if self.task == "cloze":
             return self.elements[0]
         lines = [*(self.shots if shots is None else shots), (self.elements, "")]
-        if self.task in COPAIN_TASKS:
+        if self.task != "label" and len(self.elements) == 1:  # of a file
+            return "\n\n".join(f"{context} {answer}".rstrip(" ") for (context,), answer in lines)
+        if len(self.elements) > 1:
             return "\n".join(list_line(elements, answer, HELD_OUT_FORMAT) for elements, answer in lines)
         return label_lines([(word, answer) for (word,), answer in lines], HELD_OUT_FORMAT).rstrip(" ")
 
     def shuffled_shots(self):
         """The shots with wrong answers of the right form: what they still teach is the format, not the rule."""
         rng = Random(self.prompt())
-        if self.task in COPAIN_TASKS:
+        if len(self.elements) > 1:
             return tuple((elements, rng.choice([e for e in elements if e != right])) for elements, right in self.shots)
         answers = rng.sample([a for _, a in self.shots], len(self.shots))
         return tuple((elements, answer) for (elements, _), answer in zip(self.shots, answers))
@@ -164,11 +167,13 @@ def choice_logprobs(model, prompts, choices):
             wanted[row].append((n, k, len(prompt) - 1, c))
     scores = [[0.0] * len(cs) for cs in choices]
     for chunk, idx, _ in _batches(list(rows), device):
-        logp = model(idx)[0].float().log_softmax(-1)                                         # (B, T, V)
-        where = [(b, pos + j, t, n, k) for b, i in enumerate(chunk) for n, k, pos, c in wanted[i]
-                 for j, t in enumerate(c)]
-        b, pos, t = torch.tensor([w[:3] for w in where], device=device).T
-        for (*_, n, k), value in zip(where, logp[b, pos, t].tolist()):
+        first = torch.tensor([wanted[i][0][2] for i in chunk])
+        K = max(len(c) for i in chunk for *_, c in wanted[i])
+        positions = (first[:, None] + torch.arange(K)).clamp(max=idx.size(1) - 1).to(device)      # (B, K)
+        logp = model(idx, last=positions)[0].float().log_softmax(-1)                         # (B, K, V)
+        where = [(b, j, t, n, k) for b, i in enumerate(chunk) for n, k, _, c in wanted[i] for j, t in enumerate(c)]
+        b, j, t = torch.tensor([w[:3] for w in where], device=device).T
+        for (*_, n, k), value in zip(where, logp[b, j, t].tolist()):
             scores[n][k] += value
     return scores
 
@@ -196,6 +201,132 @@ def parameter_shift(model, base):
     return shift.mean().item(), (shift.norm() / size.norm()).item()
 
 
+def encode_items(tok, items, texts, longest=None):
+    """Prompts and choices of items as token ids: encoded jointly, then split, as a model sees them in training. A prompt
+    that leaves no room for its choices within `longest` tokens loses its beginning."""
+    prompts, choices = [], []
+    for item, text in zip(items, texts):
+        ids = tok.encode(text)
+        choices.append([tok.encode(f"{text} {c}")[len(ids):] for c in item.choices])
+        room = longest - max(map(len, choices[-1])) if longest else len(ids)
+        prompts.append([tok.eot, *ids[max(0, len(ids) - room):]])
+    return prompts, choices
+
+
+def copain_scores(model, tok, items, prompts, choices):
+    """Exact match overall and per task, and the errors split into: no element of the list, a wrong element; percent."""
+    longest = max(len(c) for cs in choices for c in cs)
+    answers = greedy_answers(model, tok, prompts, longest + 1)
+    right = np.array([a == item.answer for a, item in zip(answers, items)])
+    listed = np.array([a in item.elements for a, item in zip(answers, items)])
+    task = np.array([item.task for item in items])
+    return {"copain": 100 * float(right.mean()), "copain_not_in_list": 100 * float((~listed).mean()),
+            "copain_wrong_element": 100 * float((listed & ~right).mean()),
+            "copain_tasks": {t: 100 * float(right[task == t].mean()) for t in dict.fromkeys(task.tolist())}}
+
+
+def choice_scores(model, items, prompts, choices):
+    """Likelihood-scored multiple choice: accuracy in percent by summed log-probability, and by it per token and per byte
+    of the choice; and the perplexity of the right choice, exp of minus its mean summed log-probability."""
+    scores = choice_logprobs(model, prompts, choices)
+    right = [item.choices.index(item.answer) for item in items]
+    lengths = {"summed": [[1] * len(cs) for cs in choices], "per_token": [[len(c) for c in cs] for cs in choices],
+               "per_byte": [[len(c.encode()) for c in item.choices] for item in items]}
+    row = {name: 100 * float(np.mean([np.argmax(np.divide(s, ls)) == r for s, ls, r in zip(scores, of, right)]))
+           for name, of in lengths.items()}
+    return row | {"ppl": math.exp(min(-np.mean([s[r] for s, r in zip(scores, right)]), 700))}
+
+
+# ------------------------------------------------------------------------------------------------ benchmarks from files
+def _read_rows(path):
+    """Yields (line number, dict) of a file of JSON lines; ValueError names file and line."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path}: byte 0x{e.object[e.start]:02x} at offset {e.start} is not UTF-8") from None
+    for n, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as e:
+                raise ValueError(f"{path}, line {n}: not JSON ({e})") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, line {n}: {line[:40]!r} is not an object with named fields")
+            yield n, row
+
+
+def _with_shots(path, rows, n_shots, source=None):
+    """Items from (task, elements, answer, choices), each with n_shots others before it: those that follow it in the same
+    file, around its end; or the first of `source`."""
+    pool = rows if source is None else source
+    if len(pool) < n_shots + (source is None):
+        raise ValueError(f"{path} has {len(pool)} rows, too few for {n_shots} shots" + " beside the question" * (source is None))
+    items = []
+    for i, (task, elements, answer, choices) in enumerate(rows):
+        others = [pool[(i + 1 + k) % len(pool)] for k in range(n_shots)] if source is None else pool[:n_shots]
+        items.append(Item(task, tuple((e, a) for _, e, a, _ in others), elements, answer, choices))
+    return items
+
+
+def read_copain(path, n_shots=3):
+    """Copain as its authors publish it: one file of JSON lines per task, TASK.jsonl or TASK/test.jsonl; every row has one
+    list, its elements, and a `target`, one of them. path: such a file, or a folder of them. Returns Items."""
+    path, items = Path(path), []
+    files = sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]
+    if not files:
+        raise ValueError(f"{path} holds no .jsonl file")
+    for file in files:
+        task, rows = file.parent.name if file.stem in ("test", "data") else file.stem, []
+        for n, row in _read_rows(file):
+            lists = [v for v in row.values() if isinstance(v, list)]
+            if len(lists) != 1 or len(lists[0]) < 2 or not all(isinstance(e, (str, int)) for e in lists[0]):
+                raise ValueError(f"{file}, line {n}: expected one list of two or more words or integers, found "
+                                 f"{lists if lists else sorted(row)}")
+            elements, target = tuple(str(e).strip() for e in lists[0]), str(row.get("target")).strip()
+            if "target" not in row or elements.count(target) != 1:
+                raise ValueError(f"{file}, line {n}: the target is {row.get('target')!r}, expected one element of "
+                                 f"{list(elements)}")
+            rows.append((task, elements, target, elements))
+        items += _with_shots(file, rows, n_shots)
+    return items
+
+
+def read_choices(path, n_shots=0, shots_from=None):
+    """Multiple choice from JSON lines with `context`, `choices` (a list of texts) and `label` (the number of the right one,
+    from 0). Shots come from the file `shots_from`, or else from the task itself. Returns Items."""
+    def rows_of(file):
+        rows = []
+        for n, row in _read_rows(file):
+            context, choices, label = (row.get(k) for k in ("context", "choices", "label"))
+            if not isinstance(context, str) or not context.strip():
+                raise ValueError(f"{file}, line {n}: `context` is {context!r}, expected a text")
+            if not (isinstance(choices, list) and len(choices) > 1 and all(isinstance(c, str) and c.strip() for c in choices)
+                    and len(set(choices)) == len(choices)):
+                raise ValueError(f"{file}, line {n}: `choices` is {choices!r}, expected two or more different texts")
+            if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < len(choices):
+                raise ValueError(f"{file}, line {n}: `label` is {label!r}, expected a number from 0 to {len(choices) - 1}")
+            choices = tuple(c.strip() for c in choices)
+            rows.append((Path(file).stem, (context.rstrip(),), choices[label], choices))
+        if not rows:
+            raise ValueError(f"{file} has no row")
+        return rows
+
+    return _with_shots(shots_from or path, rows_of(path), n_shots, rows_of(shots_from) if shots_from else None)
+
+
+def score_files(model, tok, copain=None, tasks=(), n_shots=3, shots_from=None):
+    """{metric: value} of a model on benchmark files: Copain's, a file or folder, and files of multiple choice."""
+    row, longest = {}, model.config.block_size - 1
+    if copain:
+        items = read_copain(copain, n_shots)
+        row |= copain_scores(model, tok, items, *encode_items(tok, items, [i.prompt() for i in items], longest - 8))
+    for path in tasks:
+        items = read_choices(path, n_shots, shots_from)
+        scores = choice_scores(model, items, *encode_items(tok, items, [i.prompt() for i in items], longest))
+        row |= {f"{Path(path).stem} {name}": x for name, x in scores.items()}
+    return row
+
+
 class Benchmark:
     """All items of a world, encoded once; calling it with a model gives the metrics of one row of the log.
 
@@ -218,55 +349,35 @@ class Benchmark:
                            for p, c in zip(*self.encode(items, "few-shot"))) + 1
 
     def encode(self, items, condition):
-        """Prompts and choices of items as token ids; encoded jointly, then split, as in training."""
+        """encode_items, once for every condition: few-shot, zero-shot, or with the answers of the shots shuffled."""
         key = tuple(items), condition
         if key not in self.cache:
-            prompts, choices = [], []
-            for item in items:
-                text = item.prompt({"few-shot": None, "zero-shot": (), "shuffled": item.shuffled_shots()}[condition])
-                prompts.append([self.tok.eot, *self.tok.encode(text)])
-                choices.append([self.tok.encode(f"{text} {c}")[len(prompts[-1]) - 1:] for c in item.choices])
-            self.cache[key] = prompts, choices
+            shots = {"few-shot": lambda i: None, "zero-shot": lambda i: (), "shuffled": Item.shuffled_shots}[condition]
+            self.cache[key] = encode_items(self.tok, items, [item.prompt(shots(item)) for item in items])
         return self.cache[key]
 
     def copain_scores(self, model, items, condition="few-shot"):
-        """Exact match overall and per task, and the errors split into: no element of the list, a wrong element."""
-        prompts, choices = self.encode(items, condition)
-        longest = max(len(c) for cs in choices for c in cs)
-        answers = greedy_answers(model, self.tok, prompts, longest + 1)
-        right = np.array([a == item.answer for a, item in zip(answers, items)])
-        listed = np.array([a in item.elements for a, item in zip(answers, items)])
-        task = np.array([item.task for item in items])
-        return {"copain": 100 * float(right.mean()), "copain_not_in_list": 100 * float((~listed).mean()),
-                "copain_wrong_element": 100 * float((listed & ~right).mean()),
-                "copain_tasks": {t: 100 * float(right[task == t].mean()) for t in COPAIN_TASKS}}
+        return copain_scores(model, self.tok, items, *self.encode(items, condition))
 
     def choice_scores(self, model, items, condition="few-shot"):
-        """Likelihood-scored multiple choice: accuracy by summed log-probability and by log-probability per token, both
-        in percent, and the perplexity of the right choice."""
-        prompts, choices = self.encode(items, condition)
-        scores = choice_logprobs(model, prompts, choices)
-        right = [item.choices.index(item.answer) for item in items]
-        summed = np.mean([int(np.argmax(s)) == r for s, r in zip(scores, right)])
-        per_token = np.mean([int(np.argmax([x / len(c) for x, c in zip(s, cs)])) == r
-                             for s, cs, r in zip(scores, choices, right)])
-        ppl = math.exp(min(-np.mean([s[r] for s, r in zip(scores, right)]), 700))
-        return 100 * float(summed), 100 * float(per_token), ppl
+        return choice_scores(model, items, *self.encode(items, condition))
 
     def __call__(self, model, full=True):
         """Metrics of a model. Without `full`, a third of each of Copain's tasks stands for all; with it, the cloze
         tasks and the controls join: restricted to the list, and on that third, zero-shot and shuffled answers."""
         row = self.copain_scores(model, self.copain if full else self.copain_third)
         for name, items in self.label.items():
-            row[f"label_{name}"], _, row[f"label_ppl_{name}"] = self.choice_scores(model, items)
+            scores = self.choice_scores(model, items)
+            row[f"label_{name}"], row[f"label_ppl_{name}"] = scores["summed"], scores["ppl"]
         if full:
-            row["copain_restricted"], *_ = self.choice_scores(model, self.copain)
+            row["copain_restricted"] = self.choice_scores(model, self.copain)["summed"]
             for name, items in self.cloze.items():
-                row[f"cloze_{name}"], row[f"cloze_norm_{name}"], _ = self.choice_scores(model, items)
+                scores = self.choice_scores(model, items)
+                row[f"cloze_{name}"], row[f"cloze_norm_{name}"] = scores["summed"], scores["per_token"]
             for condition in ("zero-shot", "shuffled"):
                 row[f"copain_{condition}"] = self.copain_scores(model, self.copain_third, condition)["copain"]
                 for name, items in self.label.items():
-                    row[f"label_{name}_{condition}"], *_ = self.choice_scores(model, items, condition)
+                    row[f"label_{name}_{condition}"] = self.choice_scores(model, items, condition)["summed"]
         return row
 
     def check_disjoint(self, sources):
@@ -857,7 +968,14 @@ def show(world):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", nargs="?", help="a .pt file under runs/")
+    parser.add_argument("model", nargs="?", help="a .pt file under runs/, or a folder with the files of a GPT-2")
+    parser.add_argument("--copain", metavar="PATH", help="Copain's published rows: a file of one task or a folder of all")
+    parser.add_argument("--task", metavar="FILE", action="append", default=[], help="multiple choice: JSON lines with "
+                        "context, choices, label; may be given several times")
+    parser.add_argument("--shots", type=int, default=3, help="examples before each question of a file")
+    parser.add_argument("--shots_from", metavar="FILE", help="where the examples of --task come from; default: itself")
+    parser.add_argument("--tokenizer", help="of a GPT-2 folder: gpt2, or a folder with its vocab.json and merges.txt; "
+                        "by default the same folder")
     parser.add_argument("--show", action="store_true", help="print every kind of prompt")
     parser.add_argument("--report", metavar="STUDY", help="draw the report of a study's folder again")
     parser.add_argument("--findings", metavar="RESULTS", help="print claims and controls of the studies in a folder")
@@ -869,17 +987,29 @@ def main():
         print(report(flags.report))
     elif flags.findings:
         print(findings(flags.findings))
-    elif flags.checkpoint:
-        ckpt = load_checkpoint(flags.checkpoint)
-        if ckpt["job"]["arm"]["shadow"]:
-            ckpt["model"] |= ckpt["ema"]
-        benchmark = Benchmark(World(**ckpt["world"]), Tokenizer.from_json(ckpt["tokenizer"]), *ckpt["benchmark"])
-        print(f"{flags.checkpoint}: {ckpt['job']['name']}, step {ckpt['step']}")
-        for key, value in benchmark(model_from_checkpoint(ckpt)).items():
+    elif flags.model:
+        if Path(flags.model).is_dir():
+            model, tok = load_gpt2(flags.model), load_tokenizer(flags.tokenizer or flags.model)
+            if tok.vocab_size > model.config.vocab_size:
+                raise ValueError(f"the tokenizer has {tok.vocab_size} tokens, {flags.model} only "
+                                 f"{model.config.vocab_size}: they do not belong together")
+        else:
+            ckpt = load_checkpoint(flags.model)
+            if ckpt["job"]["arm"]["shadow"]:
+                ckpt["model"] |= ckpt["ema"]
+            model, tok = model_from_checkpoint(ckpt), Tokenizer.from_json(ckpt["tokenizer"])
+            print(f"{flags.model}: {ckpt['job']['name']}, step {ckpt['step']}")
+        if flags.copain or flags.task:
+            row = score_files(model, tok, flags.copain, flags.task, flags.shots, flags.shots_from)
+        elif Path(flags.model).is_dir():
+            raise ValueError(f"{flags.model} is not of the toy world: give benchmark files, --copain or --task")
+        else:
+            row = Benchmark(World(**ckpt["world"]), tok, *ckpt["benchmark"])(model)
+        for key, value in row.items():
             for name, x in value.items() if isinstance(value, dict) else [(key, value)]:
                 print(f"{name:32} {x:8.2f}")
     else:
-        parser.error("give a checkpoint, --show, --report STUDY or --findings RESULTS")
+        parser.error("give a model, --show, --report STUDY or --findings RESULTS")
 
 
 if __name__ == "__main__":

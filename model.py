@@ -113,8 +113,8 @@ class GPT(nn.Module):
 
     def forward(self, idx, targets=None, last=None):
         """idx (B, T) of token ids, T <= block_size -> logits (B, T, V), and the mean cross-entropy in nats against
-        targets (B, T), where -1 is not counted; without targets the loss is None. With last (B,), one position a row,
-        the logits are those of that position alone, (B, V): with a large vocabulary they are most of the work."""
+        targets (B, T), where -1 is not counted; without targets the loss is None. With last, (B,) or (B, K) positions in
+        the rows, the logits are theirs alone, (B, V) or (B, K, V): with a large vocabulary they are most of the work."""
         B, T = idx.shape
         if T > self.config.block_size:
             raise ValueError(f"a row of {T} tokens does not fit into block_size={self.config.block_size}: shorten it")
@@ -123,8 +123,9 @@ class GPT(nn.Module):
         for block in tr.h:
             x = block(x)
         if last is not None:
-            x = x[torch.arange(B, device=idx.device), last]                   # (B, T, C) -> (B, C)
-        logits = self.lm_head(tr.ln_f(x))                                     # (B, T, V) or (B, V)
+            rows = torch.arange(B, device=idx.device).view(-1, *[1] * (last.dim() - 1))
+            x = x[rows, last]                                                 # (B, T, C) -> (B, C) or (B, K, C)
+        logits = self.lm_head(tr.ln_f(x))                                     # (B, T, V), (B, V) or (B, K, V)
         if targets is None:
             return logits, None
         loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1)

@@ -24,13 +24,14 @@ class Scripted(torch.nn.Module):
     def forward(self, idx, targets=None, last=None):
         logits = torch.zeros(*idx.shape, self.tok.vocab_size)
         for b, row in enumerate(idx.tolist()):
-            for t in range(len(row)) if last is None else [int(last[b])]:
+            for t in range(len(row)) if last is None else last[b].view(-1).tolist():
                 text = self.tok.decode([i for i in row[:t + 1] if i != self.tok.eot])
                 prompt = text[:max(text.rfind("=>"), 0) + 2]
                 said = self.tok.encode(f" {self.answer(prompt)}\n")
                 so_far = self.tok.encode(text[len(prompt):])
                 logits[b, t, said[min(len(so_far), len(said) - 1)]] = 20.0
-        return (logits if last is None else logits[torch.arange(len(idx)), last]), None
+        rows = torch.arange(len(idx)) if last is None or last.dim() == 1 else torch.arange(len(idx))[:, None]
+        return (logits if last is None else logits[rows, last]), None
 
 
 # ------------------------------------------------------------------------------------------------------------ items
@@ -86,14 +87,15 @@ def test_an_end_of_several_tokens_is_scored_whole_and_per_token(world, tok):
             super().__init__()
             self.weight = torch.nn.Parameter(torch.zeros(1))
 
-        def forward(self, idx):
-            return torch.zeros(*idx.shape, tok.vocab_size), None
+        def forward(self, idx, last):
+            return torch.zeros(*last.shape, tok.vocab_size), None
 
     items = cloze_items(world.languages()["target"], world.languages()["target"], 60)
     lengths = [[len(c) for c in cs] for cs in b.encode(items, "few-shot")[1]]
     shortest = [min(range(4), key=lambda k: ls[k]) == item.choices.index(item.answer) for ls, item in zip(lengths, items)]
-    summed, per_token, ppl = b.choice_scores(Uniform(), items)
-    assert summed == pytest.approx(100 * sum(shortest) / 60) != per_token
+    row = b.choice_scores(Uniform(), items)
+    summed, ppl = row["summed"], row["ppl"]
+    assert summed == pytest.approx(100 * sum(shortest) / 60) != row["per_token"]
     assert math.log(ppl) == pytest.approx(math.log(tok.vocab_size) * sum(
         ls[item.choices.index(item.answer)] for ls, item in zip(lengths, items)) / 60, rel=1e-4)
 
