@@ -218,6 +218,7 @@ class Settings:
     lr_floor: float = 0.05        # share of the peak
     weight_decay: float = 0.1     # on matrices only
     grad_clip: float = 1.0
+    accumulate: int = 1           # micro-batches that a batch is cut into where it does not fit into memory
     # evaluation
     copain_items: int = 150       # per task, of which there are seven
     label_items: int = 300
@@ -512,9 +513,13 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
         for group in (g for optimizer in optimizers for g in optimizer.param_groups):
             group["lr"] = group["peak_lr"] * lr_factor(step, job)
         x, y, source = mixture.batch(step, job.batch_size, curriculum.weights(step, job.steps))
-        with autocast:
-            _, loss = model(torch.from_numpy(x).to(device), torch.from_numpy(y).to(device))
-        loss.backward()
+        loss = 0.0
+        for xs, ys in zip(np.array_split(x, s.accumulate), np.array_split(y, s.accumulate)):
+            with autocast:
+                _, part = model(torch.from_numpy(xs).to(device), torch.from_numpy(ys).to(device))
+            part = part * (len(xs) / len(x))
+            part.backward()
+            loss += part.detach()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), s.grad_clip)
         for optimizer in optimizers:
             optimizer.step()
@@ -524,8 +529,8 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
         if ema:
             ema.update(step + 1)
 
-        losses[0] += loss.detach() + 0 * norm  # a gradient that is not finite makes the sum NaN, too
-        losses[1] = torch.maximum(losses[1], loss.detach())
+        losses[0] += loss + 0 * norm  # a gradient that is not finite makes the sum NaN, too
+        losses[1] = torch.maximum(losses[1], loss)
         n_losses += 1
         for name in source:
             tokens[name] += s.block_size
@@ -933,9 +938,10 @@ def parse_flags(argv):
         raise ValueError(f"--list_lengths is {lengths}, expected numbers from 3 to 10, as in 3,4,5")
     at_least = dict.fromkeys(("seed", "data_seed", "bench_seed", "base_warmup", "weight_decay"), 0) | dict.fromkeys((
         "seeds", "n_layer", "n_head", "n_embd", "block_size", "base_steps", "base_batch_size", "steps", "batch_size",
-        "copain_items", "label_items", "cloze_items", "validation_blocks", "checkpoint_every"), 1) | dict(
+        "accumulate", "copain_items", "label_items", "cloze_items", "validation_blocks", "checkpoint_every"), 1) | dict(
         documents=100, vocab_size=300, max_integer=max(9, 2 * max(lengths)))
-    at_most = dict(vocab_size=1 << 16, copain_items=10_000, max_integer=10_000)
+    at_most = dict(vocab_size=1 << 16, copain_items=10_000, max_integer=10_000,
+                   accumulate=min(s.batch_size, s.base_batch_size))
     for name, floor in at_least.items():
         if not floor <= getattr(s, name) <= at_most.get(name, 10 ** 12):
             raise ValueError(f"--{name} is {getattr(s, name)}, expected a number from {floor} to "

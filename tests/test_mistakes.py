@@ -67,6 +67,7 @@ TRAIN = [
     (["--vocab_size", "100000"], "vocab_size is 100000.*65,536"), (["--copain_items", "0"], "copain_items is 0"),
     (["--max_integer", "4"], "max_integer is 4.*from 9"), (["--max_integer", "19", "--list_lengths", "12"], "list_lengths is"),
     (["--list_lengths", "2"], "list_lengths is"), (["--checkpoint_every", "0"], "checkpoint_every is 0"),
+    (["--accumulate", "0"], "accumulate is 0"), (["--accumulate", "9"], "accumulate is 9.*from 1 to 8"),
     # languages
     (["--target_order", "SVX"], "word order 'SVX'"), (["--target_order", ""], "word order ''"),
     (["--cognates", "-1"], "cognates is -1"), (["--cognates", "0.9"], "cognates is 0.9.*0.8"),

@@ -133,6 +133,17 @@ def test_ema_at_every_step_and_the_low_learning_rate_are_one_run(smoke, tmp_path
     assert max((a[k] - b[k]).abs().max().item() for k in a) < 1e-5
 
 
+@pytest.mark.parametrize("parts", [2, 3, 8])
+def test_accumulated_micro_batches_are_the_whole_batch(smoke, tmp_path, parts):
+    rows = {}
+    for n in (1, parts):
+        s, folder, base = fresh(smoke, tmp_path / str(n))
+        s = dataclasses.replace(s, accumulate=n)
+        rows[n] = train.train(s, train.arm_job(s, "target+english"), folder, base)[-1]
+    assert rows[parts]["train_loss"] == pytest.approx(rows[1]["train_loss"], abs=1e-5)
+    assert rows[parts]["shift_l2"] == pytest.approx(rows[1]["shift_l2"], rel=1e-3)
+
+
 def test_the_model_overfits_one_batch():
     torch.manual_seed(0)
     model, x = GPT(GPTConfig(20, 16, 2, 2, 32)), torch.randint(20, (4, 17))
