@@ -16,6 +16,7 @@ import argparse
 import json
 import math
 import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -334,15 +335,18 @@ class Benchmark:
     log-probability per token, `label_ppl_<language>` is the perplexity of the right label. All but that are in percent.
     """
 
-    def __init__(self, world, tok, n_copain=150, n_label=300, n_cloze=200, seed=0):
-        self.tok, languages = tok, {name: world.languages()[name] for name in ("english", "target")}
+    def __init__(self, world, tok, n_copain=150, n_label=300, n_cloze=200, seed=0, task="", shots=5, block_size=None):
+        self.tok, self.block_size = tok, block_size
+        languages = {name: world.languages()[name] for name in ("english", "target")}
         target = languages["target"]
         self.copain = copain_items(world, n_copain, seed=seed)
         self.copain_third = [x for i, x in enumerate(self.copain) if i % n_copain < math.ceil(n_copain / 3)]
         self.label = {name: label_items(lang, target if name == "english" else lang, n_label, seed=seed)
-                      for name, lang in languages.items()}
+                      for name, lang in languages.items() if n_label}
         self.cloze = {name: cloze_items(lang, target if name == "english" else lang, n_cloze, seed=seed)
-                      for name, lang in languages.items()}
+                      for name, lang in languages.items() if n_cloze}
+        if task:  # a file in the place of the label task
+            self.label = {"target": read_choices(task, shots)}
         self.cache = {}
         everything = self.copain, *self.label.values(), *self.cloze.values()
         self.longest = max(len(p) + max(map(len, c)) for items in everything
@@ -353,7 +357,9 @@ class Benchmark:
         key = tuple(items), condition
         if key not in self.cache:
             shots = {"few-shot": lambda i: None, "zero-shot": lambda i: (), "shuffled": Item.shuffled_shots}[condition]
-            self.cache[key] = encode_items(self.tok, items, [item.prompt(shots(item)) for item in items])
+            texts = [item.prompt(shots(item)) for item in items]
+            room = self.block_size - 1 if self.block_size and items[0].task not in ("label", "cloze", *COPAIN_TASKS) else None
+            self.cache[key] = encode_items(self.tok, items, texts, room)
         return self.cache[key]
 
     def copain_scores(self, model, items, condition="few-shot"):
@@ -380,20 +386,24 @@ class Benchmark:
                     row[f"label_{name}_{condition}"] = self.choice_scores(model, items, condition)["summed"]
         return row
 
-    def check_disjoint(self, sources):
-        """Raises ValueError if the list of a benchmark item, or the start of a prompt, occurs in a source {name: ids}.
+    def check_disjoint(self, sources, lists=True):
+        """Raises ValueError if the list of a benchmark item, or the start of a prompt, occurs in a source {name: ids}; in
+        real text, where any three numbers occur, `lists` is false.
 
         Formats do not hide a leak: separators are dropped from the corpus first, so that a list is found in any.
         """
         drop = [t for s in (",", ";", " |") for t in self.tok.encode(s)]
-        lists = {tuple(self.tok.encode("".join(f" {e}" for e in elements)))
+        of_lists = {tuple(self.tok.encode("".join(f" {e}" for e in elements)))
                  for item in self.copain for elements, _ in (*item.shots, (item.elements, ""))}
         prompts = {tuple(p[1:13]) for items in (self.copain, *self.label.values())
                    for p in self.encode(items, "few-shot")[0]}
-        for name, ids in sources.items():
-            ids, keep = np.asarray(ids), np.ones(1 << 16, dtype=bool)
-            keep[drop] = False
-            found = _find(ids[keep[ids]], lists) or _find(ids, prompts)
+        keep = np.ones(max(self.tok.vocab_size, 1 << 16), dtype=bool)
+        keep[drop] = False
+        for name, source in sources.items():
+            found = None
+            for start in range(0, len(source), 1 << 24):  # a piece at a time: a source may be larger than memory
+                ids = np.asarray(source[start:start + (1 << 24) + 64])
+                found = found or lists and _find(ids[keep[ids]], of_lists) or _find(ids, prompts)
             if found:
                 raise ValueError(f"benchmark leak: {self.tok.decode(found)!r} of a benchmark prompt occurs in the "
                                  f"training source {name!r}; draw training lists with data.draw_training_list")
@@ -405,7 +415,7 @@ def _find(ids, needles):
         group = np.array([needle for needle in needles if len(needle) == n])             # (needles, n)
         at = np.arange(len(ids) - n + 1)
         for k in range(n):  # keep the places where token k is token k of some needle
-            wanted = np.zeros(1 << 16, dtype=bool)
+            wanted = np.zeros(int(max(ids.max(initial=0), group.max())) + 1, dtype=bool)
             wanted[group[:, k]] = True
             at = at[wanted[ids[at + k]]]
         factors = np.random.default_rng(0).integers(1 << 62, size=n, dtype=np.uint64)    # then hash what is left
@@ -474,6 +484,10 @@ class Log:
         step = self.last if step is None else step
         return {r["seed"]: r[key] for r in self.rows
                 if r["arm"] == arm and r["step"] == step and r["seed"] in self.seeds and key in r}
+
+    def has(self, key):
+        """Whether the last rows have this metric."""
+        return any(key in r for r in self.rows if r["step"] == self.last)
 
     def mean(self, arm, key, step=None):
         """The mean over runs, 0 where no row has the key."""
@@ -623,7 +637,8 @@ def verdicts(log, study="main"):
     for id_, of, claim, criterion, arms, judge in CLAIMS:
         if of != study:
             continue
-        missing = [arm for arm in arms if arm not in log.arms]
+        missing = [arm for arm in arms if arm not in log.arms] or [
+            "no task in the target language"] * (not log.has("label_target") and id_ in ("C3", "C5", "C6", "C8"))
         if missing or not log.seeds:
             verdict, number = "inconclusive", f"not run to the end: {', '.join(missing) or 'some arms'}"
         else:
@@ -652,8 +667,9 @@ def _markdown(heading, rows):
 
 
 def _table(log, arms, columns):
-    """The end of every arm, and first the bases or arms that they started from; arms: {name: fields of train.Arm}."""
-    starts = {}
+    """The end of every arm, and first the bases or arms that they started from; arms: {name: fields of train.Arm}. What
+    was not measured, as the cloze task in real text, has no column."""
+    starts, columns = {}, [column for column in columns if log.has(column[1])]
     for arm in log.arms:
         starts.setdefault((arms[arm]["base"], arms[arm]["start"]), arm)
     lines = [(f"{start or f'base {base}'.strip()}, before" if start or base else "base", arm, 0)
@@ -670,17 +686,18 @@ def _pairs(log, pairs):
         if a not in log.arms or b not in log.arms:
             continue
         points = {key: log.paired(lambda x, y: x - y, (a, key), (b, key))
-                  for key in ("copain", "label_target", "cloze_target")}
+                  for key in ("copain", "label_target", "cloze_target") if log.has(key)}
         ratios = [log.paired(lambda x, y: math.log(max(x, 1e-9) / max(y, 1e-9)), (a, key), (b, key)).exp()
                   for key in ("ppl_target", "shift_l2")]
         shares = []
-        for key in ("copain", "label_target"):
+        for key in (key for key in ("copain", "label_target") if log.has(key)):
             gap = (log.paired(lambda x, y: x - y, ("target+english", key), ("target", key))
                    if b == "target" and "target+english" in log.arms else None)
             shares.append(f"{points[key].mean / gap.mean:.0%}" if gap and gap.low > 0 and gap.mean >= GAP else "")
         rows.append([f"{a} against {b}", *(p.text() for p in points.values()), *(r.text(3) for r in ratios), *shares])
-    return _markdown(["arms", "Copain, points", "label task, points", "cloze task, points", "target ppl, ratio",
-                      "L2 shift, ratio", "of Copain's gap", "of the label task's gap"], rows)
+    label, cloze = ([text] * log.has(key) for text, key in (("label task", "label_target"), ("cloze task", "cloze_target")))
+    return _markdown(["arms", "Copain, points", *(f"{x}, points" for x in label + cloze), "target ppl, ratio",
+                      "L2 shift, ratio", "of Copain's gap", *(f"of the {x}'s gap" for x in label)], rows)
 
 
 def _check_row(row, where, ends):
@@ -691,10 +708,9 @@ def _check_row(row, where, ends):
     for key, kinds in {"settings": (str,), "train_loss": (int, float), "train_loss_max": (int, float)}.items():
         if not isinstance(row.get(key), (*kinds, type(None))):
             raise ValueError(f"{where}: {key} is {row[key]!r}")
-    always = ["ppl_target", "ppl_english", "copain", "copain_not_in_list", "copain_wrong_element", "label_target",
-              "label_ppl_target", "label_english", "shift_l2", "shift_relative"]
-    tokens = [key for key in row if key.startswith("tokens_")]
-    for key in [*tokens, *({k for _, k, _ in COLUMNS + BASELINES} if ends else always)]:
+    always = ["ppl_target", "copain", "copain_not_in_list", "copain_wrong_element", "shift_l2", "shift_relative"]
+    given = [key for key in row if re.match("tokens_|ppl_|label_|cloze_|copain_(?!tasks)", key)]
+    for key in [*given, *always]:
         x = row.get(key)
         if isinstance(x, bool) or not isinstance(x, (int, float)) or not 0 <= x < math.inf or "ppl" in key and x < 1:
             raise ValueError(f"{where}: {key} is {x!r}")
@@ -725,6 +741,13 @@ def _read(folder):
         raise ValueError(f"{folder}/metrics.jsonl mixes runs that must not be averaged: " + (twice or "rows of "
                          f"{len(kinds)} different settings ({', '.join(map(str, kinds))})") + ": rerun the study, "
                          "which gathers its own rows")
+    for ends in (False, True):  # what one of them has, all must have
+        of = [r for r in rows if (r["step"] in (0, log.last)) == ends]
+        keys = {key for r in of for key in r if not key.startswith("tokens_")}
+        for r in of:
+            if keys - set(r):
+                raise ValueError(f"{folder}/metrics.jsonl: arm {r['arm']!r} of seed {r['seed']} lacks {min(keys - set(r))!r} "
+                                 f"at step {r['step']}: rerun the study, which writes it again from its checkpoints")
     steps = {(arm, seed): {r["step"] for r in rows if (r["arm"], r["seed"]) == (arm, seed)}
              for arm in log.arms for seed in log.seeds}
     expected = {0} | set().union(*steps.values())
@@ -790,8 +813,8 @@ def report(folder):
         *_table(log, arms, BASELINES), "",
         "## Copain and the label task along the way", "",
         *_markdown(["arm", *map(str, steps)], [
-            [arm, *(" / ".join(f"{log.mean(arm, key, x):.0f}" for key in ("copain", "label_target")) for x in steps)]
-            for arm in log.arms]), "",
+            [arm, *(" / ".join(f"{log.mean(arm, key, x):.0f}" for key in ("copain", "label_target") if log.has(key))
+                    for x in steps)] for arm in log.arms]), "",
         "First base, Copain per task: " + ", ".join(f"{t} {x}" for t, x in tasks.items()) + ".", "",
         "## Tokens per source", "",
         *_markdown(["arm", *(key.removeprefix("tokens_") for key in used)], [
@@ -804,7 +827,7 @@ def report(folder):
     _write(folder / "report.md", text)
     summary = {"study": info["study"], "seeds": log.seeds, "step": log.last, "meaningful": s["preset"] != "smoke",
                "claims": claims, "arms": {
-                   arm: {key: asdict(Estimate.of(log.at(arm, key).values())) for _, key, _ in COLUMNS}
+                   arm: {key: asdict(Estimate.of(log.at(arm, key).values())) for _, key, _ in COLUMNS if log.has(key)}
                    for arm in log.arms}}
     _write(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     draw = draw_curves if info["study"] == "main" else draw_ends
@@ -866,6 +889,9 @@ def draw_curves(log, path, heading):
 
     fig, axes = plt.subplots(2, 3, figsize=(16, 8))
     for ax, (title, key, log_scale) in zip(axes.flat, PANELS):
+        ax.set_visible(log.has(key))
+        if not log.has(key):
+            continue
         ends = []
         for i, arm in enumerate(log.arms):
             steps, colour = log.steps(arm), COLOURS[i % len(COLOURS)]
@@ -917,7 +943,7 @@ def draw_ends(log, path, heading):
     n = len(log.arms)
     fig, axes = plt.subplots(1, 5, figsize=(20, max(4.5, 0.42 * n + 1.5)), width_ratios=[1, 1, 1, 1, 1.6])
     ends = {key: [Estimate.of(log.at(arm, key).values()) for arm in log.arms]
-            for key in ("ppl_target", "copain", "label_target", "shift_l2")}
+            for key in ("ppl_target", "copain", "label_target", "shift_l2") if log.has(key)}
     for ax, (key, estimates) in zip(axes, ends.items()):
         for i, e in enumerate(estimates):
             ax.plot([e.low, e.high], [i, i], color="0.6", lw=2, zorder=1)

@@ -378,6 +378,25 @@ def load_tokenizer(spec):
                          "give a folder with its vocab.json and merges.txt as --tokenizer, or --tokenizer bpe") from None
 
 
+def load_manifest(folder, block_size):
+    """The manifest of a prepared source. Raises ValueError if the folder is none, or is too small for blocks."""
+    try:
+        manifest = json.loads((Path(folder) / "manifest.json").read_text())
+        for part, n in manifest["tokens"].items():
+            size = (Path(folder) / f"{part}.bin").stat().st_size // np.dtype(manifest["dtype"]).itemsize
+            if size != n:
+                raise ValueError(f"{folder}/{part}.bin holds {size} tokens, its manifest says {n}: prepare it again")
+            if n < block_size + 1:
+                raise ValueError(f"{folder}/{part}.bin has {n} tokens; a block of {block_size} needs {block_size + 1}: give "
+                                 "it more text, a larger --val, or lower --block_size")
+    except OSError as e:
+        raise ValueError(f"{folder} is not a prepared source ({e.strerror}: {e.filename}): make it with python data.py "
+                         "prepare") from None
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as e:
+        raise ValueError(f"{folder}/manifest.json is damaged ({type(e).__name__}): prepare it again") from None
+    return manifest
+
+
 def find_texts(paths):
     """The text files that the paths name; of a folder all below it with a known ending. Raises ValueError if a path does
     not exist, is empty or holds no text."""

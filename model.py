@@ -5,6 +5,7 @@ output embeddings tied. Nothing here knows of data, curricula, EMA or benchmarks
 published 124M are the same class at two sizes, with the published parameter names.
 
     python model.py          # builds the 124M shape, counts its parameters, samples from a small untrained one
+    python model.py runs/eu/seed2026/target.pt --export eu-gpt2       # in the published format, for other programs
 
 Shape letters, here and in every other file: B batch rows, T tokens in a row, C channels (n_embd), nh heads,
 hs = C / nh channels of a head, V vocabulary.
@@ -13,6 +14,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -341,8 +343,16 @@ def save_gpt2(model, folder):
 
 
 if __name__ == "__main__":
-    with torch.device("meta"):
-        print(f"GPT-2 124M: {GPT(GPTConfig()).num_params():,} parameters")
-    torch.manual_seed(0)
-    tiny = GPT(GPTConfig(vocab_size=10, block_size=16, n_layer=2, n_head=2, n_embd=32))
-    print("untrained, greedy:", tiny.generate(torch.zeros(1, 1, dtype=torch.long), 15, temperature=0)[0].tolist())
+    if len(sys.argv) == 4 and sys.argv[2] == "--export":
+        try:
+            save_gpt2(model_from_checkpoint(load_checkpoint(sys.argv[1])), sys.argv[3])
+        except (ValueError, OSError) as e:
+            print(f"error: {e}", file=sys.stderr)
+            sys.exit(2)
+        print(f"{sys.argv[3]}: config.json and model.safetensors, as GPT-2 is published")
+    else:
+        with torch.device("meta"):
+            print(f"GPT-2 124M: {GPT(GPTConfig()).num_params():,} parameters")
+        torch.manual_seed(0)
+        tiny = GPT(GPTConfig(vocab_size=10, block_size=16, n_layer=2, n_head=2, n_embd=32))
+        print("untrained, greedy:", tiny.generate(torch.zeros(1, 1, dtype=torch.long), 15, temperature=0)[0].tolist())

@@ -49,9 +49,9 @@ from tqdm import tqdm
 
 import bench
 from curriculum import Curriculum
-from data import SOURCES, Mixture, Tokenizer, World, prose, refuse, train_bpe, write_corpus
+from data import SOURCES, Mixture, Tokenizer, World, load_manifest, prose, refuse, train_bpe, write_corpus
 from ema import InLoopEMA, ShadowEMA
-from model import (GPT, GPTConfig, add_lora, load_checkpoint, merge_lora, model_from_checkpoint, previous,
+from model import (GPT, GPTConfig, add_lora, load_checkpoint, load_gpt2, merge_lora, model_from_checkpoint, previous,
                    save_checkpoint)
 
 
@@ -186,7 +186,12 @@ class Settings:
     data_seed: int = 0            # of the order of the data in the CPT
     bench_seed: int = 1234        # of the benchmark's items
     only: str = ""                # 'base', or names of arms separated by commas; by default the study's arms
-    init: str = ""                # a base checkpoint to start the arms from, instead of pretraining one
+    init: str = ""                # a base to start the arms from: a checkpoint, or a folder with the files of a GPT-2
+    # real text in place of the toy languages
+    source: tuple[str, ...] = ()  # NAME=FOLDER as `data.py prepare` made it; the first is the target, the second English
+    weights: str = ""             # NAME=SHARE,NAME=SHARE: one arm, of this constant mixture, in place of the study's arms
+    task: str = ""                # a file of multiple choice in the target language (see bench.py), for the label task
+    shots: int = 5                # examples before each of its questions
     # the world
     max_integer: int = 19         # integers in lists run from 0 to this
     list_lengths: tuple = (3,)    # elements in a training list
@@ -227,14 +232,21 @@ class Settings:
     # the machine
     device: str = ""              # cpu or cuda; by default cuda where it is found
     dtype: str = ""               # float32 or bfloat16; by default bfloat16 where the hardware is fast at it
+    processes: int = 0            # bases or arms that run at once; by default one more than there are cores
     checkpoint_every: int = 250   # steps between checkpoints
 
     def world(self):
         return World(self.max_integer, tuple(self.list_lengths),
                      (("target", self.seed, self.target_order, self.cognates), ("third", self.seed, "VSO", 0.0)))
 
+    def corpora(self):
+        """{name within the studies: folder of a prepared source, or name of a toy corpus}; {} in the toy world."""
+        pairs = [text.partition("=")[::2] for text in self.source]
+        return {("target", "english")[i] if i < 2 else name: where for i, (name, where) in enumerate(pairs)}
+
     def benchmark_arguments(self):
-        return [self.copain_items, self.label_items, self.cloze_items, self.bench_seed]
+        n_label, n_cloze = (0, 0) if self.source else (self.label_items, self.cloze_items)
+        return [self.copain_items, n_label, n_cloze, self.bench_seed, self.task, self.shots, self.block_size]
 
     def run(self, i, base=""):
         """The settings of run i of a study from the base of that name in BASES."""
@@ -389,34 +401,51 @@ def code_version():
 
 
 def prepare(s, folder, sources, tokenizer=None):
-    """Writes those of the sources of one seed that are missing, as token files, and first the tokenizer, trained on the
-    languages' documents unless one is given as JSON. Raises ValueError if a benchmark prompt is longer than a block."""
+    """Writes those of the sources of one seed that are missing, as token files, and first the tokenizer: the one given as
+    JSON, that of the prepared sources, or one trained on the toy languages. Raises ValueError if tokenizers differ or a
+    benchmark prompt is longer than a block."""
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    world, path = s.world(), folder / "tokenizer.json"
+    world, path, corpora = s.world(), folder / "tokenizer.json", s.corpora()
+    prepared = {name: Path(where) / "tokenizer.json" for name, where in corpora.items() if where not in SOURCES}
+    for name, file in prepared.items():
+        tokenizer = tokenizer or file.read_text()
+        if file.read_text() != tokenizer:
+            raise ValueError(f"source {name!r} ({file.parent}) was encoded with another tokenizer than "
+                             f"{s.init or next(iter(corpora.values()))}: prepare it again with --tokenizer FOLDER")
     if not path.exists():
         if not tokenizer:
             texts = [text for name in ("english", "target", "third-language")
                      for text in write_corpus(world, name, min(4000, s.documents), s.seed)]
             tokenizer = Tokenizer(train_bpe(texts, s.vocab_size)).to_json()
         write_atomically(path, lambda p: p.write_text(tokenizer))
-    missing = [name for name in sources if not (folder / "data" / f"{name}_train.bin").exists()]
+    missing = [name for name in sources if name not in prepared and not (folder / "data" / f"{name}_train.bin").exists()]
     tok = Tokenizer.from_json(path.read_text())
     benchmark = bench.Benchmark(world, tok, *s.benchmark_arguments())
     if benchmark.longest > s.block_size:
         raise ValueError(f"the longest benchmark prompt has {benchmark.longest} tokens with its answer, block_size is "
                          f"{s.block_size}: raise --block_size")
     for name in missing:
-        parts = [("train", s.documents, s.seed)]
+        parts, corpus = [("train", s.documents, s.seed)], corpora.get(name, name)
         if name in ("english", "target"):
             parts.insert(0, ("val", max(200, 4 * s.validation_blocks), s.seed + 10 ** 6))
         for part, n_documents, seed in parts:
-            ids = tok.encode_documents(write_corpus(world, name, n_documents, seed))
+            ids = tok.encode_documents(write_corpus(world, corpus, n_documents, seed))
             write_atomically(folder / "data" / f"{name}_{part}.bin", ids.tofile)
 
 
-def open_data(folder, part, sources):
-    """{source: np.memmap of uint16 token ids}."""
-    return {name: np.memmap(folder / "data" / f"{name}_{part}.bin", dtype=np.uint16, mode="r") for name in sources}
+def open_data(s, folder, part, sources, dtype=np.uint16):
+    """{source: np.memmap of token ids}, from the prepared sources where there are some."""
+    files = {name: Path(where) / f"{part}.bin" for name, where in s.corpora().items() if where not in SOURCES}
+    return {name: np.memmap(files.get(name, folder / "data" / f"{name}_{part}.bin"), dtype=dtype, mode="r")
+            for name in sources}
+
+
+def load_start(path):
+    """What an arm starts from, as a checkpoint: one of ours, or a GPT-2 from the folder of its files."""
+    if not Path(path).is_dir():
+        return load_checkpoint(path)
+    model = load_gpt2(path)
+    return {"config": asdict(model.config), "model": model.state_dict(), "benchmark": None, "tokenizer": None}
 
 
 # --------------------------------------------------------------------------------------------------------- the loop
@@ -429,14 +458,17 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
     path, device = folder / f"{job.name}.pt", s.device
     tok = Tokenizer.from_json((folder / "tokenizer.json").read_text())
     curriculum = Curriculum(job.arm.curriculum)
-    mixture = Mixture(open_data(folder, "train", curriculum.shapes), s.block_size,
+    mixture = Mixture(open_data(s, folder, "train", curriculum.shapes, tok.dtype), s.block_size,
                       seed=2 * s.data_seed + 1 if base else 2 * s.seed)
     benchmark = bench.Benchmark(s.world(), tok, *s.benchmark_arguments())
-    benchmark.check_disjoint(mixture.sources)  # at every start: a file may have been exchanged
-    validation = open_data(folder, "val", ("english", "target"))
+    benchmark.check_disjoint(mixture.sources, lists=not s.source)  # at every start: a file may have been exchanged
+    validation = open_data(s, folder, "val", [x for x in ("english", "target") if x in (s.corpora() or SOURCES)], tok.dtype)
     torch.manual_seed(s.seed)
     config = GPTConfig(tok.vocab_size, s.block_size, s.n_layer, s.n_head, s.n_embd)
     model = model_from_checkpoint(base) if base else GPT(config)
+    if tok.vocab_size > model.config.vocab_size or s.block_size > model.config.block_size:
+        raise ValueError(f"{s.init} takes {model.config.vocab_size} tokens and rows of {model.config.block_size}; the "
+                         f"sources have {tok.vocab_size} tokens, --block_size is {s.block_size}")
     before = {n: p.detach().clone().to(device) for n, p in model.named_parameters()}
     if job.arm.lora_rank:
         add_lora(model, job.arm.lora_rank)
@@ -486,7 +518,7 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
         if n_losses:
             mean_loss(step)  # refuses to save what is not finite
         save_checkpoint(path, {
-            "job": asdict(job), "settings": asdict(s), "config": asdict(config), "world": asdict(s.world()),
+            "job": asdict(job), "settings": asdict(s), "config": asdict(model.config), "world": asdict(s.world()),
             "benchmark": s.benchmark_arguments(), "tokenizer": tok.to_json(), "code": code_version(),
             "step": step, "rows": rows, "tokens": tokens, "losses": losses.tolist(), "n_losses": n_losses,
             "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers],
@@ -538,7 +570,8 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
             tell(step + 1, mean_loss(step + 1))
 
 
-NOT_COMPARED = {"name", "preset", "study", "seeds", "only", "init", "checkpoint_every"}  # of no effect on a number
+NOT_COMPARED = {"name", "preset", "study", "seeds", "only", "weights", "init", "processes",
+                "checkpoint_every"}  # of no effect on a number
 VARIED = {"seed", "data_seed", "bench_seed", "base_curriculum", "target_order", "cognates"}  # within a study
 
 
@@ -601,7 +634,8 @@ class Task:
 
     def finished(self):
         return self.steps_done() == self.job.steps and all(
-            (self.folder / "data" / f"{name}_train.bin").exists() for name in self.sources)
+            (self.folder / "data" / f"{name}_train.bin").exists() for name in self.sources
+            if self.settings.corpora().get(name, name) in SOURCES)
 
 
 def run_task(task, threads, messages):
@@ -615,7 +649,7 @@ def run_task(task, threads, messages):
                 if task.sources:
                     prepare(task.settings, task.folder, task.sources)
             with stop_on_signal() as stopped:
-                train(task.settings, task.job, task.folder, load_checkpoint(task.start) if task.start else None,
+                train(task.settings, task.job, task.folder, load_start(task.start) if task.start else None,
                       lambda *news: messages.put((task.name, *news)), lambda: stopped() or not parent.is_alive())
     except (ValueError, OSError) as e:
         messages.put((task.name, -1, str(e)))
@@ -643,7 +677,8 @@ def run_tasks(tasks, title):
         context.set_forkserver_preload(["train"])  # torch is imported once, not once a task
     messages, children, unfinished = context.Queue(), {}, list(waiting)
     cores = torch.get_num_threads()
-    at_once, threads = cores + 1, max(1, cores // len(waiting))  # one more than cores, so that none idles at the end
+    at_once = tasks[0].settings.processes or cores + 1  # one more than cores, so that none idles at the end
+    threads = max(1, cores // min(at_once, len(waiting)))
     losses, failed = {}, {}
     bar = progress_bar(title, total, sum(done.values()))
     try:
@@ -687,7 +722,7 @@ def gate(s, rows):
     """Raises ValueError if a base has not learned what the arms could lose."""
     for key, floor, what in (("copain", s.gate_copain, "Copain"), ("label_english", s.gate_label, "English label task"),
                              ("cloze_english", s.gate_cloze, "English cloze task")):
-        if rows[-1][key] < floor:
+        if rows[-1].get(key, 100) < floor:
             raise ValueError(f"the base of seed {s.seed} reached {rows[-1][key]:.1f}% on {what}, below the gate of "
                              f"{floor:g}%: from there the arms would show nothing. Train it longer (--base_steps) or "
                              "try another --seed")
@@ -807,11 +842,14 @@ def plan(s):
     """What a study consists of: (names of its arms, Tasks of the bases, of the arms, of the arms that go on from arms).
     Everything that can be refused is refused here, before anything is written."""
     names = s.only.split(",") if s.only not in ("", "base") else STUDIES[s.study].arms
+    corpora = check_sources(s)
     if s.init:  # its world, its shape, and with --seeds its problem
-        base = load_checkpoint(s.init)
+        base = load_start(s.init)
         for field in ("seed", "max_integer", "list_lengths", "target_order", "cognates", "vocab_size", "n_layer",
-                      "n_head", "n_embd", "block_size"):
+                      "n_head", "n_embd", "block_size") if "settings" in base else ():
             setattr(s, field, base["settings"][field])
+        if "settings" not in base and not s.source:
+            raise ValueError(f"{s.init} is a GPT-2, for real text: give prepared sources as --source NAME=FOLDER")
         other = [name for name in names if ARMS[name].base]
         if other or s.seeds > 1:
             raise ValueError("--init gives one base for one run, but " + (f"arm {other[0]!r} starts from another" if
@@ -830,11 +868,11 @@ def plan(s):
         jobs = [base_job(one), *(arm_job(s, name) for name in first + later if ARMS[name].base == base)]
         for job in jobs:
             Curriculum(job.arm.curriculum).check(job.steps)
-        used = [x for job in jobs for x in Curriculum(job.arm.curriculum).shapes]
-        unknown = [x for x in used if x not in SOURCES]
-        if unknown:
-            raise ValueError(f"a curriculum names the source {unknown[0]!r}; there are {', '.join(SOURCES)}")
-        sources[base] = tuple(dict.fromkeys(["english", "target", *used]))
+        used = [(job.name, x) for job in jobs[bool(s.init):] for x in Curriculum(job.arm.curriculum).shapes]
+        for name, x in used:
+            if x not in corpora:
+                raise ValueError(f"the curriculum of {name!r} names the source {x!r}; there are {', '.join(corpora)}")
+        sources[base] = tuple(dict.fromkeys([*(x for x in ("english", "target") if x in corpora), *(x for _, x in used)]))
 
     def task(i, base, job, **more):
         return Task(s.run(i, base), job, Path("runs") / s.name / f"seed{s.seed + i}" / base, **more)
@@ -851,6 +889,22 @@ def plan(s):
     return names, bases, arms, [arm(i, name, ARMS[name].start) for i in runs for name in later]
 
 
+def check_sources(s):
+    """{name: where} of the corpora that there are, with what is wrong about the given ones said before a run starts."""
+    for text in s.source:
+        name, _, where = text.partition("=")
+        if not re.fullmatch(r"\w[\w+-]*", name) or not where:
+            raise ValueError(f"--source is {text!r}, expected NAME=FOLDER, as in eu=data/eu")
+        if where not in SOURCES:
+            load_manifest(where, s.block_size)
+    names = [text.partition("=")[0] for text in s.source]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--source names a source twice: {' '.join(s.source)}")
+    if s.task:
+        bench.read_choices(s.task, s.shots)
+    return s.corpora() or SOURCES
+
+
 def study(s):
     """Everything that the settings ask for; returns the folder of the study."""
     machine = find_machine(s)
@@ -862,7 +916,7 @@ def study(s):
         record = open_run(s, run, machine)
         say_plan(s, bases, arms + later)
         if s.init:
-            prepare(arms[0].settings, arms[0].folder, arms[0].sources, load_checkpoint(s.init)["tokenizer"])
+            prepare(arms[0].settings, arms[0].folder, arms[0].sources, load_start(s.init)["tokenizer"])
         failed = run_tasks(bases, f"{len(bases)} base{'s' * (len(bases) > 1)}")
         for task in bases:
             try:
@@ -908,6 +962,10 @@ def parse_flags(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = refuse
     for f in dataclasses.fields(Settings):
+        if f.type == tuple[str, ...]:
+            parser.add_argument(f"--{f.name}", action="append", default=argparse.SUPPRESS, metavar="text",
+                                help="may be given several times")
+            continue
         kind = (lambda text: tuple(int(x) for x in text.split(","))) if f.type is tuple else f.type
         parser.add_argument(f"--{f.name}", type=kind, default=argparse.SUPPRESS, metavar=f.type.__name__,
                             help=f"default {f.default!r}")
@@ -920,11 +978,20 @@ def parse_flags(argv):
         known = [f.name for f in dataclasses.fields(Settings)]
         near = difflib.get_close_matches(unknown[0].lstrip("-").split("=")[0], known, 1, 0)
         raise ValueError(f"unknown argument {unknown[0]!r}; the nearest setting is --{near[0]} (see --help)")
-    given = {k: v for k, v in vars(flags).items() if k in Settings.__dataclass_fields__}
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in vars(flags).items()
+             if k in Settings.__dataclass_fields__}
     preset = given.get("preset") or ("gpu" if torch.cuda.is_available() else "laptop")
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}: {', '.join(PRESETS)}")
-    s = Settings(**{"name": preset} | PRESETS[preset] | given | {"preset": preset})
+    of_text = {"gate_copain": 0.0, "max_integer": 99} if "source" in given else {}
+    s = Settings(**{"name": preset} | PRESETS[preset] | of_text | given | {"preset": preset})
+    # in curricula, the first two sources go by the names that the arms know them by
+    role = dict(zip((text.partition("=")[0] for text in s.source), ("target", "english")))
+    as_roles = lambda text: re.sub(r"([\w+-]+)=", lambda m: role.get(m[1], m[1]) + "=", text)
+    s.base_curriculum = as_roles(s.base_curriculum)
+    if s.weights:
+        s.only = s.only or "weights"
+        ARMS[s.only] = Arm(as_roles(re.sub(r"=([^,]*),?", r"=constant(\1) ", s.weights)))
     for what, names, known, where in (("study", [s.study], STUDIES, "STUDIES"),
                                       ("arm", s.only.split(",") if s.only not in ("", "base") else [], ARMS, "ARMS")):
         for name in names:
@@ -936,7 +1003,7 @@ def parse_flags(argv):
     lengths = s.list_lengths
     if not lengths or min(lengths) < 3 or max(lengths) > 10:
         raise ValueError(f"--list_lengths is {lengths}, expected numbers from 3 to 10, as in 3,4,5")
-    at_least = dict.fromkeys(("seed", "data_seed", "bench_seed", "base_warmup", "weight_decay"), 0) | dict.fromkeys((
+    at_least = dict.fromkeys(("seed", "data_seed", "bench_seed", "base_warmup", "weight_decay", "processes", "shots"), 0) | dict.fromkeys((
         "seeds", "n_layer", "n_head", "n_embd", "block_size", "base_steps", "base_batch_size", "steps", "batch_size",
         "accumulate", "copain_items", "label_items", "cloze_items", "validation_blocks", "checkpoint_every"), 1) | dict(
         documents=100, vocab_size=300, max_integer=max(9, 2 * max(lengths)))

@@ -1,0 +1,119 @@
+"""Real text and a GPT-2 from its files go through the same commands as the toy world, in miniature: three scripts, no
+download."""
+import json
+import random
+import re
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from data import Tokenizer, prepare
+from model import GPT, GPTConfig, load_checkpoint, load_gpt2, model_from_checkpoint, save_gpt2
+
+WORDS = {"eu": "etxe mendi katu txakur ibai eguzki ilargi bide".split(),     # Latin, Arabic and Devanagari script
+         "ar": "بيت جبل قطة كلب نهر شمس قمر طريق".split(), "hi": "घर पहाड़ बिल्ली कुत्ता नदी सूरज चाँद रास्ता".split()}
+SMALL = ("--preset", "smoke", "--device", "cpu", "--dtype", "float32", "--steps", "6", "--batch_size", "4", "--copain_items", "2",
+         "--validation_blocks", "2", "--block_size", "96")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """A folder with three prepared sources of one tokenizer, a GPT-2 of random weights and a file of multiple choice."""
+    path, rng = tmp_path_factory.mktemp("text"), random.Random(0)
+    for name, words in WORDS.items():
+        (path / f"{name}.txt").write_text("\n\n".join(" ".join(rng.choices(words, k=30)) for _ in range(60)))
+    every = path / "all"
+    every.mkdir()
+    for name in WORDS:
+        (every / f"{name}.txt").write_text((path / f"{name}.txt").read_text())
+    prepare("all", [every], path / "data", tokenizer="bpe", vocab_size=330, val=0.3, workers=1)
+    for name in WORDS:
+        prepare(name, [path / f"{name}.txt"], path / "data", tokenizer=str(path / "data/all"), val=0.3, workers=1)
+    tok = Tokenizer.from_json((path / "data/eu/tokenizer.json").read_text())
+    torch.manual_seed(0)
+    save_gpt2(GPT(GPTConfig(tok.vocab_size + 5, 128, 2, 2, 32)), path / "gpt2")
+    (path / "task.jsonl").write_text("".join(json.dumps(
+        {"context": f"{a} {b}:", "choices": [a, b], "label": 0}) + "\n" for a, b in zip(WORDS["eu"], WORDS["eu"][1:])))
+    return path
+
+
+SOURCES = ("--source", "eu=data/eu", "--source", "en=data/ar")
+
+
+@pytest.fixture(scope="module")
+def adapted(text):
+    """The study main, two of its arms, from the GPT-2."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(text)
+        train.main([*SMALL, *SOURCES, "--init", "gpt2", "--task", "task.jsonl", "--shots", "1", "--name", "eu", "--only",
+                    "target,target+english,ema"])
+    return text
+
+
+def test_a_gpt2_is_adapted_with_and_without_english_and_the_report_has_the_same_claims(adapted):
+    report = (adapted / "runs/eu/main/report.md").read_text()
+    rows = [json.loads(line) for line in (adapted / "runs/eu/main/metrics.jsonl").read_text().splitlines()]
+    assert {r["arm"] for r in rows} == {"target", "target+english", "ema"}
+    assert all({"ppl_target", "ppl_english", "copain", "label_target"} <= set(r) for r in rows)
+    assert "| C1 |" in report and "| C6 |" in report and "cloze task %" not in report and "label task %" in report
+    first, last = (next(r for r in rows if r["arm"] == "target" and r["step"] == step) for step in (0, 6))
+    assert last["ppl_target"] < first["ppl_target"] and last["tokens_target"] == 6 * 4 * 96
+
+
+def test_what_was_adapted_exports_to_the_published_format_with_equal_logits(adapted, call):
+    code, out, err = call(adapted, "model.py", "runs/eu/seed2026/ema.pt", "--export", "out")
+    idx = torch.arange(192).view(2, 96)
+    ours = model_from_checkpoint(load_checkpoint(adapted / "runs/eu/seed2026/ema.pt"))
+    assert code == 0 and torch.equal(load_gpt2(adapted / "out")(idx)[0], ours(idx)[0]), err
+    assert call(adapted, "model.py", "none.pt", "--export", "out2")[0] == 2
+
+
+def test_any_named_mixture_is_one_arm_by_its_weights(text, monkeypatch):
+    monkeypatch.chdir(text)
+    s, _ = train.parse_flags([*SMALL, *SOURCES, "--source", "hi=data/hi", "--init", "gpt2",
+                              "--weights", "eu=0.7,en=0.2,hi=0.1", "--only", "mine"])
+    names, bases, (task,), _ = train.plan(s)
+    assert names == ["mine"] and not bases and task.job.arm.curriculum.split() == [
+        "target=constant(0.7)", "english=constant(0.2)", "hi=constant(0.1)"]
+    train.ARMS.pop("mine")
+
+
+def test_the_patterns_of_the_toy_world_are_a_source_for_a_base_on_real_text(text, monkeypatch, tmp_path):
+    monkeypatch.chdir(text)
+    s, _ = train.parse_flags([*SMALL, *SOURCES, "--source", "patterns=english-patterns", "--documents", "200", "--base_steps",
+                              "4", "--base_curriculum", "en=rest patterns=constant(0.5)", "--gate_label", "0"])
+    s.device, s.dtype = "cpu", "float32"
+    _, (base,), _, _ = train.plan(s)
+    train.prepare(base.settings, tmp_path, base.sources)
+    rows = train.train(base.settings, base.job, tmp_path)
+    assert rows[-1]["tokens_english"] == rows[-1]["tokens_patterns"] > 0 and "copain" in rows[-1]
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--source", "eu"], "source is 'eu', expected NAME=FOLDER"), (["--source", "eu=nowhere"], "nowhere is not a prepared source"),
+    (["--source", "eu=data/eu", "--source", "eu=data/ar"], "names a source twice"),
+    ([*SOURCES, "--weights", "eu=0.5,xx=0.5"], "names the source 'xx'; there are target, english"),
+    ([*SOURCES, "--weights", "eu=0.5,en=0.6"], "must sum to 1, here 1.1"), ([*SOURCES, "--weights", "eu"], "curriculum"),
+    (["--source", "eu=data/eu"], "names the source 'english'"), ([*SOURCES, "--task", "none.jsonl"], "none.jsonl"),
+    ([*SOURCES, "--block_size", "100000"], "a block of 100000 needs 100001"), (["--init", "gpt2"], "is a GPT-2, for real text"),
+    ([*SOURCES, "--init", "data"], "data has no config.json"), (["--source", "eu=data/changed"], "its manifest says")])
+def test_a_mistake_about_sources_gets_one_line_and_writes_nothing(text, call, flags, words):
+    changed = text / "data/changed"
+    if not changed.exists():
+        changed.mkdir()
+        for file in (text / "data/eu").iterdir():
+            (changed / file.name).write_bytes(file.read_bytes())
+        with open(changed / "train.bin", "ab") as f:
+            f.write(np.zeros(3, dtype=np.uint16).tobytes())
+    code, _, err = call(text, "train.py", *SMALL, "--name", "wrong", *flags)
+    assert code == 2 and len(err.splitlines()) == 1 and re.search(words, err), err
+    assert not (text / "runs/wrong").exists()
+
+
+def test_sources_of_different_tokenizers_never_mix(text, tmp_path):
+    folder = prepare("other", [text / "hi.txt"], tmp_path, tokenizer="bpe", vocab_size=300, val=0.3, workers=1)
+    s = train.Settings(source=("eu=" + str(text / "data/eu"), f"hi={folder}"), device="cpu", dtype="float32")
+    with pytest.raises(ValueError, match="'english' .* was encoded with another tokenizer"):
+        train.prepare(s, tmp_path / "run", ("target", "english"))
