@@ -203,8 +203,8 @@ def parameter_shift(model, base):
 
 
 def encode_items(tok, items, texts, longest=None):
-    """Prompts and choices of items as token ids: encoded jointly, then split, as a model sees them in training. A prompt
-    that leaves no room for its choices within `longest` tokens loses its beginning."""
+    """Prompts and choices of items as token ids: encoded jointly, then split, as a model sees them in training. A
+    prompt that leaves no room for its choices within `longest` tokens loses its beginning."""
     prompts, choices = [], []
     for item, text in zip(items, texts):
         ids = tok.encode(text)
@@ -227,8 +227,8 @@ def copain_scores(model, tok, items, prompts, choices):
 
 
 def choice_scores(model, items, prompts, choices):
-    """Likelihood-scored multiple choice: accuracy in percent by summed log-probability, and by it per token and per byte
-    of the choice; and the perplexity of the right choice, exp of minus its mean summed log-probability."""
+    """Likelihood-scored multiple choice: accuracy in percent by summed log-probability, and by it per token and per
+    byte of the choice; and the perplexity of the right choice, exp of minus its mean summed log-probability."""
     scores = choice_logprobs(model, prompts, choices)
     right = [item.choices.index(item.answer) for item in items]
     lengths = {"summed": [[1] * len(cs) for cs in choices], "per_token": [[len(c) for c in cs] for cs in choices],
@@ -257,11 +257,12 @@ def _read_rows(path):
 
 
 def _with_shots(path, rows, n_shots, source=None):
-    """Items from (task, elements, answer, choices), each with n_shots others before it: those that follow it in the same
-    file, around its end; or the first of `source`."""
+    """Items from (task, elements, answer, choices), each with n_shots others before it: those that follow it in the
+    same file, around its end; or the first of `source`."""
     pool = rows if source is None else source
     if len(pool) < n_shots + (source is None):
-        raise ValueError(f"{path} has {len(pool)} rows, too few for {n_shots} shots" + " beside the question" * (source is None))
+        raise ValueError(f"{path} has {len(pool)} rows, too few for {n_shots} shots"
+                         + " beside the question" * (source is None))
     items = []
     for i, (task, elements, answer, choices) in enumerate(rows):
         others = [pool[(i + 1 + k) % len(pool)] for k in range(n_shots)] if source is None else pool[:n_shots]
@@ -270,8 +271,8 @@ def _with_shots(path, rows, n_shots, source=None):
 
 
 def read_copain(path, n_shots=3):
-    """Copain as its authors publish it: one file of JSON lines per task, TASK.jsonl or TASK/test.jsonl; every row has one
-    list, its elements, and a `target`, one of them. path: such a file, or a folder of them. Returns Items."""
+    """Copain as its authors publish it: one file of JSON lines per task, TASK.jsonl or TASK/test.jsonl; every row has
+    one list, its elements, and a `target`, one of them. path: such a file, or a folder of them. Returns Items."""
     path, items = Path(path), []
     files = sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]
     if not files:
@@ -293,19 +294,21 @@ def read_copain(path, n_shots=3):
 
 
 def read_choices(path, n_shots=0, shots_from=None):
-    """Multiple choice from JSON lines with `context`, `choices` (a list of texts) and `label` (the number of the right one,
-    from 0). Shots come from the file `shots_from`, or else from the task itself. Returns Items."""
+    """Multiple choice from JSON lines with `context`, `choices` (a list of texts) and `label` (the number of the right
+    one, from 0). Shots come from the file `shots_from`, or else from the task itself. Returns Items."""
     def rows_of(file):
         rows = []
         for n, row in _read_rows(file):
             context, choices, label = (row.get(k) for k in ("context", "choices", "label"))
             if not isinstance(context, str) or not context.strip():
                 raise ValueError(f"{file}, line {n}: `context` is {context!r}, expected a text")
-            if not (isinstance(choices, list) and len(choices) > 1 and all(isinstance(c, str) and c.strip() for c in choices)
+            if not (isinstance(choices, list) and len(choices) > 1
+                    and all(isinstance(c, str) and c.strip() for c in choices)
                     and len(set(choices)) == len(choices)):
                 raise ValueError(f"{file}, line {n}: `choices` is {choices!r}, expected two or more different texts")
             if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < len(choices):
-                raise ValueError(f"{file}, line {n}: `label` is {label!r}, expected a number from 0 to {len(choices) - 1}")
+                raise ValueError(f"{file}, line {n}: `label` is {label!r}, expected a number from 0 to "
+                                 f"{len(choices) - 1}")
             choices = tuple(c.strip() for c in choices)
             rows.append((Path(file).stem, (context.rstrip(),), choices[label], choices))
         if not rows:
@@ -358,7 +361,8 @@ class Benchmark:
         if key not in self.cache:
             shots = {"few-shot": lambda i: None, "zero-shot": lambda i: (), "shuffled": Item.shuffled_shots}[condition]
             texts = [item.prompt(shots(item)) for item in items]
-            room = self.block_size - 1 if self.block_size and items[0].task not in ("label", "cloze", *COPAIN_TASKS) else None
+            room = (self.block_size - 1
+                    if self.block_size and items[0].task not in ("label", "cloze", *COPAIN_TASKS) else None)
             self.cache[key] = encode_items(self.tok, items, texts, room)
         return self.cache[key]
 
@@ -387,8 +391,8 @@ class Benchmark:
         return row
 
     def check_disjoint(self, sources, lists=True):
-        """Raises ValueError if the list of a benchmark item, or the start of a prompt, occurs in a source {name: ids}; in
-        real text, where any three numbers occur, `lists` is false.
+        """Raises ValueError if the list of a benchmark item, or the start of a prompt, occurs in a source {name: ids};
+        in real text, where any three numbers occur, `lists` is false.
 
         Formats do not hide a leak: separators are dropped from the corpus first, so that a list is found in any.
         """
@@ -695,7 +699,8 @@ def _pairs(log, pairs):
                    if b == "target" and "target+english" in log.arms else None)
             shares.append(f"{points[key].mean / gap.mean:.0%}" if gap and gap.low > 0 and gap.mean >= GAP else "")
         rows.append([f"{a} against {b}", *(p.text() for p in points.values()), *(r.text(3) for r in ratios), *shares])
-    label, cloze = ([text] * log.has(key) for text, key in (("label task", "label_target"), ("cloze task", "cloze_target")))
+    label, cloze = ([text] * log.has(key)
+                    for text, key in (("label task", "label_target"), ("cloze task", "cloze_target")))
     return _markdown(["arms", "Copain, points", *(f"{x}, points" for x in label + cloze), "target ppl, ratio",
                       "L2 shift, ratio", "of Copain's gap", *(f"of the {x}'s gap" for x in label)], rows)
 
@@ -746,15 +751,16 @@ def _read(folder):
         keys = {key for r in of for key in r if not key.startswith("tokens_")}
         for r in of:
             if keys - set(r):
-                raise ValueError(f"{folder}/metrics.jsonl: arm {r['arm']!r} of seed {r['seed']} lacks {min(keys - set(r))!r} "
-                                 f"at step {r['step']}: rerun the study, which writes it again from its checkpoints")
+                raise ValueError(f"{folder}/metrics.jsonl: arm {r['arm']!r} of seed {r['seed']} lacks "
+                                 f"{min(keys - set(r))!r} at step {r['step']}: rerun the study, which writes it again "
+                                 "from its checkpoints")
     steps = {(arm, seed): {r["step"] for r in rows if (r["arm"], r["seed"]) == (arm, seed)}
              for arm in log.arms for seed in log.seeds}
     expected = {0} | set().union(*steps.values())
     for (arm, seed), found in steps.items():
         if found != expected:
-            raise ValueError(f"{folder}/metrics.jsonl lacks arm {arm!r} of seed {seed} at step {min(expected - found)}: rerun "
-                             "the study, which writes it again from its checkpoints")
+            raise ValueError(f"{folder}/metrics.jsonl lacks arm {arm!r} of seed {seed} at step "
+                             f"{min(expected - found)}: rerun the study, which writes it again from its checkpoints")
     if not log.seeds:
         raise ValueError(f"{folder}: no run has finished all of the study's arms: rerun the study to continue it")
     return log, info
@@ -842,24 +848,23 @@ BRIEF = ("ppl_target", "copain", "label_target", "label_ppl_target", "cloze_targ
 
 
 def findings(results):
-    """The README's page: the claims with their verdicts, then every study's comparisons, from the logs in `results`."""
-    results = Path(results)
+    """What the studies in a folder found: the claims with their verdicts, then every study's comparisons, from the logs.
+    The README quotes the first part, up to the blank line; results/README.md is all of it."""
     logs = {}
-    for path in sorted(results.glob("*/metrics.jsonl")):
+    for path in sorted(Path(results).glob("*/metrics.jsonl")):
         log, info = _read(path.parent)
         logs[info["study"]] = log, info, path.parent
     if not logs:
         raise ValueError(f"{results} holds no study: run train.py, then give the folder that its studies are in")
     rows = []
     for study in dict.fromkeys(of for _, of, *_ in CLAIMS):
-        log, _, folder = logs.get(study, (Log([]), None, None))
-        where = f"[{study}]({folder.as_posix()}/report.md)" if folder else f"{study}: not run"
-        rows += [[v["id"], v["claim"], f"**{v['verdict']}**", v["number"], where] for v in verdicts(log, study)]
+        log = logs[study][0] if study in logs else Log([])
+        rows += [[v["id"], v["claim"], f"**{v['verdict']}**", v["number"], f"{study}, {len(log.seeds)} runs"]
+                 for v in verdicts(log, study)]
     lines = _markdown(["", "claim", "verdict", "measured, mean [95% interval over runs]", "study"], rows)
     for study, (log, info, folder) in logs.items():
-        lines += ["", f"**{study}: {info['question']}** ({_provenance(log, info)}; "
-                  f"[report]({folder.as_posix()}/report.md), [figure]({folder.as_posix()}/figure.png))", "",
-                  *_pairs(log, info["pairs"])]
+        lines += ["", f"**{study}: {info['question']}** {_provenance(log, info)} ([report]({folder.name}/report.md), "
+                  f"[figure]({folder.name}/figure.png))", "", *_pairs(log, info["pairs"])]
     return "\n".join(lines)
 
 
@@ -995,7 +1000,8 @@ def show(world):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", help="a .pt file under runs/, or a folder with the files of a GPT-2")
-    parser.add_argument("--copain", metavar="PATH", help="Copain's published rows: a file of one task or a folder of all")
+    parser.add_argument("--copain", metavar="PATH",
+                        help="Copain's published rows: a file of one task or a folder of all")
     parser.add_argument("--task", metavar="FILE", action="append", default=[], help="multiple choice: JSON lines with "
                         "context, choices, label; may be given several times")
     parser.add_argument("--shots", type=int, default=3, help="examples before each question of a file")

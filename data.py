@@ -369,13 +369,14 @@ def load_tokenizer(spec):
             ranks = data_gym_to_mergeable_bpe_ranks(str(folder / merges), str(folder / vocabulary))
             return Tokenizer(dict(sorted(ranks.items(), key=lambda item: item[1])), GPT2_SPLIT)
     if spec != "gpt2":
-        raise ValueError(f"--tokenizer is {spec!r}, expected gpt2, bpe, the folder of a prepared source, or a folder with "
-                         "vocab.json and merges.txt")
+        raise ValueError(f"--tokenizer is {spec!r}, expected gpt2, bpe, the folder of a prepared source, or a folder "
+                         "with vocab.json and merges.txt")
     try:
         return Tokenizer(tiktoken.get_encoding("gpt2")._mergeable_ranks, GPT2_SPLIT)
     except Exception as e:  # no network and no cache; tiktoken lets its downloader's exceptions through
-        raise ValueError(f"GPT-2's vocabulary is not in tiktoken's cache and cannot be downloaded ({type(e).__name__}): "
-                         "give a folder with its vocab.json and merges.txt as --tokenizer, or --tokenizer bpe") from None
+        raise ValueError("GPT-2's vocabulary is not in tiktoken's cache and cannot be downloaded "
+                         f"({type(e).__name__}): give a folder with its vocab.json and merges.txt as --tokenizer, or "
+                         "--tokenizer bpe") from None
 
 
 def load_manifest(folder, block_size):
@@ -387,8 +388,8 @@ def load_manifest(folder, block_size):
             if size != n:
                 raise ValueError(f"{folder}/{part}.bin holds {size} tokens, its manifest says {n}: prepare it again")
             if n < block_size + 1:
-                raise ValueError(f"{folder}/{part}.bin has {n} tokens; a block of {block_size} needs {block_size + 1}: give "
-                                 "it more text, a larger --val, or lower --block_size")
+                raise ValueError(f"{folder}/{part}.bin has {n} tokens; a block of {block_size} needs {block_size + 1}: "
+                                 "give it more text, a larger --val, or lower --block_size")
     except OSError as e:
         raise ValueError(f"{folder} is not a prepared source ({e.strerror}: {e.filename}): make it with python data.py "
                          "prepare") from None
@@ -398,11 +399,12 @@ def load_manifest(folder, block_size):
 
 
 def find_texts(paths):
-    """The text files that the paths name; of a folder all below it with a known ending. Raises ValueError if a path does
-    not exist, is empty or holds no text."""
+    """The text files that the paths name; of a folder all below it with a known ending. Raises ValueError if a path
+    does not exist, is empty or holds no text."""
     found = []
     for path in map(Path, paths):
-        inside = sorted(p for p in path.rglob("*") if re.search(r"\.(txt|jsonl)(\.gz)?$", p.name)) if path.is_dir() else [path]
+        inside = (sorted(p for p in path.rglob("*") if re.search(r"\.(txt|jsonl)(\.gz)?$", p.name))
+                  if path.is_dir() else [path])
         if not path.exists() or not inside:
             raise ValueError(f"{path} " + ("holds no .txt, .jsonl, .txt.gz or .jsonl.gz file" if path.exists() else
                                            "does not exist"))
@@ -429,15 +431,15 @@ def find_units(path):
 
 
 def read_documents(path, first=0, last=None, field="text", errors="strict"):
-    """Yields the documents of a piece of a file, as strings: in JSON lines one a line, the text under `field`; elsewhere
-    what blank lines separate, cut at a line's end where longer than LONGEST_DOCUMENT. Raises ValueError naming the file
-    and the line or byte of what cannot be read."""
+    """Yields the documents of a piece of a file, as strings: in JSON lines one a line, the text under `field`;
+    elsewhere what blank lines separate, cut at a line's end where longer than LONGEST_DOCUMENT. Raises ValueError
+    naming the file and the line or byte of what cannot be read."""
     def text_of(raw, at):
         try:
             return raw.decode("utf-8", errors)
         except UnicodeDecodeError as e:
-            raise ValueError(f"{path}: byte 0x{raw[e.start]:02x} at offset {at + e.start} is not UTF-8: correct the file, or "
-                             "give --errors replace") from None
+            raise ValueError(f"{path}: byte 0x{raw[e.start]:02x} at offset {at + e.start} is not UTF-8: correct the "
+                             "file, or give --errors replace") from None
 
     is_json = re.search(r"\.jsonl(\.gz)?$", path.name)
     with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as f:
@@ -453,11 +455,14 @@ def read_documents(path, first=0, last=None, field="text", errors="strict"):
             if is_json and line.strip():
                 try:
                     text = json.loads(text_of(line, at))[field]
-                    yield text.encode("utf-16", "surrogatepass").decode("utf-16", errors)  # an escape may be half a pair
-                except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError, RecursionError) as e:
+                    # an escape may be half a pair
+                    yield text.encode("utf-16", "surrogatepass").decode("utf-16", errors)
+                except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError,
+                        RecursionError) as e:
                     n = sum(1 for _ in _lines_before(path, at)) + 1
                     what = (f"not JSON ({e})" if isinstance(e, (json.JSONDecodeError, RecursionError)) else
-                            "half of a surrogate pair; correct it, or give --errors replace" if isinstance(e, UnicodeError)
+                            "half of a surrogate pair; correct it, or give --errors replace"
+                            if isinstance(e, UnicodeError)
                             else f"no field {field!r} with a text; give its name as --field")
                     raise ValueError(f"{path}, line {n}: {what}") from None
             elif not is_json and line.strip():
@@ -519,8 +524,9 @@ def _sample(files, field, errors, characters=16_000_000):
 
 def prepare(name, paths, out="data", field="text", tokenizer="gpt2", vocab_size=8192, val=0.005, errors="strict",
             workers=None):
-    """Encodes text files into out/name: train.bin and val.bin, split by document, tokenizer.json and manifest.json. Works
-    in out/name.part, where an interrupted run goes on; the folder gets its name when it is complete. Returns it."""
+    """Encodes text files into out/name: train.bin and val.bin, split by document, tokenizer.json and manifest.json.
+    Works in out/name.part, where an interrupted run goes on; the folder gets its name when it is complete. Returns
+    it."""
     files = find_texts(paths)
     if not 0 < val < 1:
         raise ValueError(f"--val is {val}, expected a share between 0 and 1")
@@ -552,8 +558,8 @@ def prepare(name, paths, out="data", field="text", tokenizer="gpt2", vocab_size=
     tokens = {which: sum(s[which] for s in stats) for which in ("train", "val")}
     for which in ("train", "val"):
         if not tokens[which]:
-            raise ValueError(f"no document of {name} went to {which}; of {sum(s['documents'] for s in stats)} documents, "
-                             f"{val:.2%} were to be for validation: give more text, or change --val")
+            raise ValueError(f"no document of {name} went to {which}; of {sum(s['documents'] for s in stats)} "
+                             f"documents, {val:.2%} were to be for validation: give more text, or change --val")
         with open(part / f"{which}.bin", "wb") as f:
             for n in range(len(tasks)):
                 with open(part / f"{n}.{which}.bin", "rb") as piece:
@@ -567,7 +573,8 @@ def prepare(name, paths, out="data", field="text", tokenizer="gpt2", vocab_size=
     for piece in [part / "plan.json", *part.glob("[0-9]*.*")]:
         piece.unlink()
     os.replace(part, final)
-    print(f"{final}: {tokens['train']:,} tokens for training, {tokens['val']:,} for validation, of {total / 1e6:,.1f} MB")
+    print(f"{final}: {tokens['train']:,} tokens for training, {tokens['val']:,} for validation, of "
+          f"{total / 1e6:,.1f} MB")
     return final
 
 
@@ -646,11 +653,12 @@ def prepare_command(argv):
     parser.add_argument("--name", required=True, help="of the source, and of its folder")
     parser.add_argument("--out", default="data", help="folder of the prepared sources")
     parser.add_argument("--field", default="text", help="of a JSON line that holds the text")
-    parser.add_argument("--tokenizer", default="gpt2", help="gpt2; bpe, trained on a sample of these files; the folder of "
-                        "a prepared source; or a folder with GPT-2's vocab.json and merges.txt")
+    parser.add_argument("--tokenizer", default="gpt2", help="gpt2; bpe, trained on a sample of these files; the folder "
+                        "of a prepared source; or a folder with GPT-2's vocab.json and merges.txt")
     parser.add_argument("--vocab_size", type=int, default=8192, help="of --tokenizer bpe, at most")
     parser.add_argument("--val", type=float, default=0.005, help="share of the documents for validation")
-    parser.add_argument("--errors", choices=["strict", "replace"], default="strict", help="what to do with invalid UTF-8")
+    parser.add_argument("--errors", choices=["strict", "replace"], default="strict",
+                        help="what to do with invalid UTF-8")
     parser.add_argument("--workers", type=int, default=None, help="processes, by default as many as cores")
     parser.error = refuse
     flags = parser.parse_args(argv)

@@ -115,8 +115,9 @@ class GPT(nn.Module):
 
     def forward(self, idx, targets=None, last=None):
         """idx (B, T) of token ids, T <= block_size -> logits (B, T, V), and the mean cross-entropy in nats against
-        targets (B, T), where -1 is not counted; without targets the loss is None. With last, (B,) or (B, K) positions in
-        the rows, the logits are theirs alone, (B, V) or (B, K, V): with a large vocabulary they are most of the work."""
+        targets (B, T), where -1 is not counted; without targets the loss is None. With last, (B,) or (B, K) positions
+        in the rows, the logits are theirs alone, (B, V) or (B, K, V): with a large vocabulary they are most of the
+        work."""
         B, T = idx.shape
         if T > self.config.block_size:
             raise ValueError(f"a row of {T} tokens does not fit into block_size={self.config.block_size}: shorten it")
@@ -338,7 +339,8 @@ def save_gpt2(model, folder):
     (folder / "model.safetensors").write_bytes(b"".join([len(text).to_bytes(8, "little"), text, *parts]))
     (folder / "config.json").write_text(json.dumps({
         "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": c.vocab_size,
-        "n_positions": c.block_size, "n_ctx": c.block_size, "n_layer": c.n_layer, "n_head": c.n_head, "n_embd": c.n_embd,
+        "n_positions": c.block_size, "n_ctx": c.block_size, "n_layer": c.n_layer, "n_head": c.n_head,
+        "n_embd": c.n_embd,
         "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True}, indent=1))
 
 

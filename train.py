@@ -188,8 +188,10 @@ class Settings:
     only: str = ""                # 'base', or names of arms separated by commas; by default the study's arms
     init: str = ""                # a base to start the arms from: a checkpoint, or a folder with the files of a GPT-2
     # real text in place of the toy languages
-    source: tuple[str, ...] = ()  # NAME=FOLDER as `data.py prepare` made it; the first is the target, the second English
-    weights: str = ""             # NAME=SHARE,NAME=SHARE: one arm, of this constant mixture, in place of the study's arms
+    source: tuple[str, ...] = ()  # NAME=FOLDER as `data.py prepare` made it; the first is the target, the second
+                                  # English
+    weights: str = ""             # NAME=SHARE,NAME=SHARE: one arm, of this constant mixture, in place of the study's
+                                  # arms
     task: str = ""                # a file of multiple choice in the target language (see bench.py), for the label task
     shots: int = 5                # examples before each of its questions
     # the world
@@ -401,9 +403,9 @@ def code_version():
 
 
 def prepare(s, folder, sources, tokenizer=None):
-    """Writes those of the sources of one seed that are missing, as token files, and first the tokenizer: the one given as
-    JSON, that of the prepared sources, or one trained on the toy languages. Raises ValueError if tokenizers differ or a
-    benchmark prompt is longer than a block."""
+    """Writes those of the sources of one seed that are missing, as token files, and first the tokenizer: the one given
+    as JSON, that of the prepared sources, or one trained on the toy languages. Raises ValueError if tokenizers differ
+    or a benchmark prompt is longer than a block."""
     (folder / "data").mkdir(parents=True, exist_ok=True)
     world, path, corpora = s.world(), folder / "tokenizer.json", s.corpora()
     prepared = {name: Path(where) / "tokenizer.json" for name, where in corpora.items() if where not in SOURCES}
@@ -418,7 +420,8 @@ def prepare(s, folder, sources, tokenizer=None):
                      for text in write_corpus(world, name, min(4000, s.documents), s.seed)]
             tokenizer = Tokenizer(train_bpe(texts, s.vocab_size)).to_json()
         write_atomically(path, lambda p: p.write_text(tokenizer))
-    missing = [name for name in sources if name not in prepared and not (folder / "data" / f"{name}_train.bin").exists()]
+    missing = [name for name in sources
+               if name not in prepared and not (folder / "data" / f"{name}_train.bin").exists()]
     tok = Tokenizer.from_json(path.read_text())
     benchmark = bench.Benchmark(world, tok, *s.benchmark_arguments())
     if benchmark.longest > s.block_size:
@@ -462,7 +465,8 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
                       seed=2 * s.data_seed + 1 if base else 2 * s.seed)
     benchmark = bench.Benchmark(s.world(), tok, *s.benchmark_arguments())
     benchmark.check_disjoint(mixture.sources, lists=not s.source)  # at every start: a file may have been exchanged
-    validation = open_data(s, folder, "val", [x for x in ("english", "target") if x in (s.corpora() or SOURCES)], tok.dtype)
+    validation = open_data(s, folder, "val", [x for x in ("english", "target") if x in (s.corpora() or SOURCES)],
+                           tok.dtype)
     torch.manual_seed(s.seed)
     config = GPTConfig(tok.vocab_size, s.block_size, s.n_layer, s.n_head, s.n_embd)
     model = model_from_checkpoint(base) if base else GPT(config)
@@ -859,8 +863,9 @@ def plan(s):
     steps = {name: arm_job(s, name).steps for name in [*STUDIES[s.study].arms, *names]}
     for name, n in steps.items():
         if n != next(iter(steps.values())):
-            raise ValueError(f"arm {name!r} runs {n} steps, the arms of study {s.study!r} {next(iter(steps.values()))}: "
-                             "it cannot share their report; choose the --study that it belongs to")
+            raise ValueError(f"arm {name!r} runs {n} steps, the arms of study {s.study!r} "
+                             f"{next(iter(steps.values()))}: it cannot share their report; choose the "
+                             "--study that it belongs to")
     sources = {}  # base: the sources that it and the arms from it draw from
     for base in dict.fromkeys(ARMS[name].base for name in first):
         one = s.run(0, base)
@@ -872,7 +877,8 @@ def plan(s):
         for name, x in used:
             if x not in corpora:
                 raise ValueError(f"the curriculum of {name!r} names the source {x!r}; there are {', '.join(corpora)}")
-        sources[base] = tuple(dict.fromkeys([*(x for x in ("english", "target") if x in corpora), *(x for _, x in used)]))
+        sources[base] = tuple(dict.fromkeys([*(x for x in ("english", "target") if x in corpora),
+                                             *(x for _, x in used)]))
 
     def task(i, base, job, **more):
         return Task(s.run(i, base), job, Path("runs") / s.name / f"seed{s.seed + i}" / base, **more)
@@ -1003,10 +1009,13 @@ def parse_flags(argv):
     lengths = s.list_lengths
     if not lengths or min(lengths) < 3 or max(lengths) > 10:
         raise ValueError(f"--list_lengths is {lengths}, expected numbers from 3 to 10, as in 3,4,5")
-    at_least = dict.fromkeys(("seed", "data_seed", "bench_seed", "base_warmup", "weight_decay", "processes", "shots"), 0) | dict.fromkeys((
-        "seeds", "n_layer", "n_head", "n_embd", "block_size", "base_steps", "base_batch_size", "steps", "batch_size",
-        "accumulate", "copain_items", "label_items", "cloze_items", "validation_blocks", "checkpoint_every"), 1) | dict(
-        documents=100, vocab_size=300, max_integer=max(9, 2 * max(lengths)))
+    at_least = (
+        dict.fromkeys(("seed", "data_seed", "bench_seed", "base_warmup", "weight_decay", "processes", "shots"), 0)
+        | dict.fromkeys((
+            "seeds", "n_layer", "n_head", "n_embd", "block_size", "base_steps", "base_batch_size", "steps",
+            "batch_size", "accumulate", "copain_items", "label_items", "cloze_items", "validation_blocks",
+            "checkpoint_every"), 1)
+        | dict(documents=100, vocab_size=300, max_integer=max(9, 2 * max(lengths))))
     at_most = dict(vocab_size=1 << 16, copain_items=10_000, max_integer=10_000,
                    accumulate=min(s.batch_size, s.base_batch_size))
     for name, floor in at_least.items():
