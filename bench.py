@@ -180,15 +180,15 @@ def choice_logprobs(model, prompts, choices):
 
 
 @torch.no_grad()
-def perplexity(model, ids, n_blocks=128):
+def perplexity(model, ids, n_blocks=128, block_size=None):
     """exp of the mean cross-entropy over the first n_blocks whole blocks of ids, a one-dimensional array."""
-    T = model.config.block_size
-    n = min(n_blocks, (len(ids) - 1) // T)
+    T = block_size or model.config.block_size
+    n, device = min(n_blocks, (len(ids) - 1) // T), next(model.parameters()).device
     if n < 1:
         raise ValueError(f"validation data has {len(ids)} tokens; one block of {T} needs {T + 1}")
-    xy = torch.from_numpy(np.asarray(ids[:n * T + 1], dtype=np.int64)).to(next(model.parameters()).device)
-    losses = [model(x, y)[1].item() * len(x) for x, y in zip(xy[:-1].view(n, T).split(32), xy[1:].view(n, T).split(32))]
-    return math.exp(min(sum(losses) / n, 700))
+    xy = torch.from_numpy(np.asarray(ids[:n * T + 1], dtype=np.int64)).to(device)
+    parts = zip(*(side.view(n, T).split(max(1, 2048 // T)) for side in (xy[:-1], xy[1:])))
+    return math.exp(min(sum(model(x, y)[1].item() * len(x) for x, y in parts) / n, 700))
 
 
 @torch.no_grad()
@@ -432,7 +432,7 @@ def _find(ids, needles):
 
 def evaluate(model, benchmark, validation, before, n_blocks=128, full=True):
     """The metrics of one row of the log: perplexities, benchmark, shift from `before` ({name: tensor})."""
-    row = {f"ppl_{name}": perplexity(model, ids, n_blocks) for name, ids in validation.items()}
+    row = {f"ppl_{name}": perplexity(model, ids, n_blocks, benchmark.block_size) for name, ids in validation.items()}
     row |= benchmark(model, full)
     row["shift_l2"], row["shift_relative"] = parameter_shift(model, before)
     return row

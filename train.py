@@ -188,12 +188,14 @@ class Settings:
     only: str = ""                # 'base', or names of arms separated by commas; by default the study's arms
     init: str = ""                # a base to start the arms from: a checkpoint, or a folder with the files of a GPT-2
     # real text in place of the toy languages
-    source: tuple[str, ...] = ()  # NAME=FOLDER as `data.py prepare` made it; the first is the target, the second
-                                  # English
-    weights: str = ""             # NAME=SHARE,NAME=SHARE: one arm, of this constant mixture, in place of the study's
-                                  # arms
+    source: tuple[str, ...] = ()  # NAME=FOLDER made by `data.py prepare`; the first is the target, the second English
     task: str = ""                # a file of multiple choice in the target language (see bench.py), for the label task
     shots: int = 5                # examples before each of its questions
+    # one arm of your own in place of the study's, called --only
+    weights: str = ""             # its constant mixture: NAME=SHARE,NAME=SHARE
+    curriculum: str = ""          # or its schedule, see curriculum.py
+    ema_alpha: float = 0.0        # 0: no EMA
+    ema_every: int = 1
     # the world
     max_integer: int = 19         # integers in lists run from 0 to this
     list_lengths: tuple = (3,)    # elements in a training list
@@ -574,8 +576,8 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
             tell(step + 1, mean_loss(step + 1))
 
 
-NOT_COMPARED = {"name", "preset", "study", "seeds", "only", "weights", "init", "processes",
-                "checkpoint_every"}  # of no effect on a number
+NOT_COMPARED = {"name", "preset", "study", "seeds", "only", "weights", "curriculum", "ema_alpha",
+                "ema_every", "init", "processes", "checkpoint_every"}  # of no effect on a number
 VARIED = {"seed", "data_seed", "bench_seed", "base_curriculum", "target_order", "cognates"}  # within a study
 
 
@@ -780,8 +782,10 @@ def _matmul_seconds(dtype):
 def say_plan(s, bases, arms):
     """Prints what will run (both lists of Tasks), and for how long if training alone took the time: from three steps
     measured now."""
-    model = GPT(GPTConfig(700, s.block_size, s.n_layer, s.n_head, s.n_embd)).to(s.device)
-    x = torch.zeros(s.base_batch_size, s.block_size, dtype=torch.long, device=s.device)
+    model = (model_from_checkpoint(load_start(s.init)) if s.init else
+             GPT(GPTConfig(800, s.block_size, s.n_layer, s.n_head, s.n_embd))).to(s.device)
+    rows = max(1, min(16, s.batch_size // s.accumulate))
+    x = torch.zeros(rows, s.block_size, dtype=torch.long, device=s.device)
     seconds = []
     for _ in range(4):
         start = time.perf_counter()
@@ -995,9 +999,16 @@ def parse_flags(argv):
     role = dict(zip((text.partition("=")[0] for text in s.source), ("target", "english")))
     as_roles = lambda text: re.sub(r"([\w+-]+)=", lambda m: role.get(m[1], m[1]) + "=", text)
     s.base_curriculum = as_roles(s.base_curriculum)
-    if s.weights:
-        s.only = s.only or "weights"
-        ARMS[s.only] = Arm(as_roles(re.sub(r"=([^,]*),?", r"=constant(\1) ", s.weights)))
+    if s.weights or s.curriculum:
+        s.only = s.only or "mine"
+        if any(s.only in study.arms for study in STUDIES.values()):
+            raise ValueError(f"--only {s.only} is an arm already: give the new one another name")
+        if s.weights and s.curriculum:
+            raise ValueError("--weights and --curriculum both say what the mixture is: give one")
+        curriculum = s.curriculum or re.sub(r"=([^,]*),?", r"=constant(\1) ", s.weights)
+        ARMS[s.only] = Arm(as_roles(curriculum), ema_alpha=s.ema_alpha, ema_every=s.ema_every)
+    elif s.ema_alpha or s.ema_every != 1:
+        raise ValueError("--ema_alpha and --ema_every go with --weights or --curriculum, which make an arm of your own")
     for what, names, known, where in (("study", [s.study], STUDIES, "STUDIES"),
                                       ("arm", s.only.split(",") if s.only not in ("", "base") else [], ARMS, "ARMS")):
         for name in names:
@@ -1009,6 +1020,7 @@ def parse_flags(argv):
     lengths = s.list_lengths
     if not lengths or min(lengths) < 3 or max(lengths) > 10:
         raise ValueError(f"--list_lengths is {lengths}, expected numbers from 3 to 10, as in 3,4,5")
+    InLoopEMA(torch.nn.Linear(1, 1), s.ema_alpha, s.ema_every)
     at_least = (
         dict.fromkeys(("seed", "data_seed", "bench_seed", "base_warmup", "weight_decay", "processes", "shots"), 0)
         | dict.fromkeys((

@@ -78,6 +78,11 @@ def test_any_named_mixture_is_one_arm_by_its_weights(text, monkeypatch):
     assert names == ["mine"] and not bases and task.job.arm.curriculum.split() == [
         "target=constant(0.7)", "english=constant(0.2)", "hi=constant(0.1)"]
     train.ARMS.pop("mine")
+    s, _ = train.parse_flags([*SMALL, *SOURCES, "--init", "gpt2", "--curriculum", "eu=rest en=window(0.2, 0, 0.5)",
+                              "--ema_alpha", "0.92", "--ema_every", "10"])
+    _, _, (task,), _ = train.plan(s)
+    assert task.job.arm == train.Arm("target=rest english=window(0.2, 0, 0.5)", ema_alpha=0.92, ema_every=10)
+    train.ARMS.pop("mine")
 
 
 def test_the_patterns_of_the_toy_world_are_a_source_for_a_base_on_real_text(text, monkeypatch, tmp_path):
@@ -96,6 +101,9 @@ def test_the_patterns_of_the_toy_world_are_a_source_for_a_base_on_real_text(text
     (["--source", "eu=data/eu", "--source", "eu=data/ar"], "names a source twice"),
     ([*SOURCES, "--weights", "eu=0.5,xx=0.5"], "names the source 'xx'; there are target, english"),
     ([*SOURCES, "--weights", "eu=0.5,en=0.6"], "must sum to 1, here 1.1"), ([*SOURCES, "--weights", "eu"], "curriculum"),
+    ([*SOURCES, "--weights", "eu=1", "--only", "ema"], "ema is an arm already"), ([*SOURCES, "--ema_alpha", "0.9"], "go with"),
+    ([*SOURCES, "--weights", "eu=1", "--curriculum", "eu=rest"], "give one"),
+    ([*SOURCES, "--weights", "eu=1", "--ema_alpha", "7"], "EMA alpha is 7.0"),
     (["--source", "eu=data/eu"], "names the source 'english'"), ([*SOURCES, "--task", "none.jsonl"], "none.jsonl"),
     ([*SOURCES, "--block_size", "100000"], "a block of 100000 needs 100001"), (["--init", "gpt2"], "is a GPT-2, for real text"),
     ([*SOURCES, "--init", "data"], "data has no config.json"), (["--source", "eu=data/changed"], "its manifest says")])
