@@ -93,7 +93,7 @@ TRAIN = [
     (["--name", "no_record"], "not the record of a run"), (["--name", "list_record"], "not the record of a run"),
     (["--name", "smoke"], "runs/smoke")]
 BENCH = [
-    ([], "give a checkpoint"), (["--shwo"], "--shwo"), (["none.pt"], "none.pt"), (["hostile.pt"], "hostile.pt"),
+    ([], "give a model"), (["--shwo"], "--shwo"), (["none.pt"], "none.pt"), (["hostile.pt"], "hostile.pt"),
     (["changed.pt"], "changed.pt is damaged"), (["--report", "none"], "none is not the folder"), (["--report"], "--report"),
     (["--report", "a_file"], "a_file"), (["--findings", "nowhere"], "nowhere holds no study")]
 DATA = [(["--cognates", "2"], "cognates is 2"), (["--target-order", "XYZ"], "'XYZ'"), (["--seed", "x"], "seed"),
