@@ -967,7 +967,6 @@ def draw_ends(log, path, heading):
     for i, arm in enumerate(log.arms):
         axes[4].errorbar(x[i].mean, y[i].mean, yerr=y[i].mean - y[i].low, fmt="o", color=COLOURS[i % len(COLOURS)],
                          ecolor="0.8", ms=7)
-        axes[4].annotate(arm, (x[i].mean, y[i].mean), xytext=(6, 4), textcoords="offset points", fontsize=9)
     for ax in (axes[0], axes[4]):
         if max(e.mean for e in x) > 2 * min(e.mean for e in x):
             ax.set_xscale("log")
@@ -975,9 +974,17 @@ def draw_ends(log, path, heading):
         ax.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     axes[4].axhline(copain_chance(), color="0.5", ls=":", lw=1)
     axes[4].set_title("Copain, % against target perplexity: top left is best", loc="left", fontsize=11)
-    axes[4].margins(x=0.2)
+    axes[4].margins(x=0.3)
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
+    fig.canvas.draw()  # names beside the points, pushed up where they would overlap
+    to_axes, placed = axes[4].transData + axes[4].transAxes.inverted(), []
+    for i in sorted(range(n), key=lambda i: y[i].mean):
+        u, v = to_axes.transform((x[i].mean, y[i].mean))
+        v = max([v, *(w + 0.032 for a, w in placed if abs(a - u) < 0.25 and w + 0.032 > v)])
+        placed.append((u, v))
+        axes[4].text(u + 0.02, v, log.arms[i], fontsize=9, va="center", transform=axes[4].transAxes,
+                     color=COLOURS[i % len(COLOURS)])
     fig.suptitle(heading, x=0.01, ha="left", fontsize=13)
     fig.tight_layout()
     _write(path, lambda tmp: fig.savefig(tmp, dpi=100, format="png"))
