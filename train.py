@@ -867,9 +867,8 @@ def plan(s):
     steps = {name: arm_job(s, name).steps for name in [*STUDIES[s.study].arms, *names]}
     for name, n in steps.items():
         if n != next(iter(steps.values())):
-            raise ValueError(f"arm {name!r} runs {n} steps, the arms of study {s.study!r} "
-                             f"{next(iter(steps.values()))}: it cannot share their report; choose the "
-                             "--study that it belongs to")
+            raise ValueError(f"arm {name!r} runs {n} steps, the arms of study {s.study!r} {next(iter(steps.values()))}: "
+                             "it cannot share their report; choose the --study that it belongs to")
     sources = {}  # base: the sources that it and the arms from it draw from
     for base in dict.fromkeys(ARMS[name].base for name in first):
         one = s.run(0, base)
@@ -941,7 +940,8 @@ def study(s):
         if arms:
             print(f"bases ready after {time.perf_counter() - clock:.0f} s")
             failed |= run_tasks([task for task in arms if task.folder not in without], f"{len(arms)} arms")
-            failed |= run_tasks([task for task in later if Path(task.start).exists()], f"{len(later)} arms after them")
+            ended = {str(task.folder / f"{task.job.name}.pt") for task in arms if task.finished()}
+            failed |= run_tasks([task for task in later if task.start in ended], f"{len(later)} arms after them")
             print(f"arms ready after {time.perf_counter() - clock:.0f} s")
             if write_study(s, run / s.study, names, record, list(map(str, left_out.values()))):
                 print(bench.report(run / s.study))
@@ -957,7 +957,7 @@ def sample(path, language, prompt, n=3, length=60, seed=0):
     ckpt = load_checkpoint(path)
     tok, model = Tokenizer.from_json(ckpt["tokenizer"]), model_from_checkpoint(ckpt)
     world = World(**ckpt["world"])
-    if not prompt:
+    if not prompt and not ckpt["settings"]["source"]:  # real text begins at the beginning of a document
         if language not in world.languages():
             raise ValueError(f"language {language!r} is not in this checkpoint: {', '.join(world.languages())}")
         prompt = prose(Random(seed), world, world.languages()[language]).split(".")[0] + "."
