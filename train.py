@@ -865,10 +865,11 @@ def plan(s):
     first = list(dict.fromkeys(ARMS[name].start or name for name in names))  # what others go on from is run, too
     later = [name for name in names if ARMS[name].start]
     steps = {name: arm_job(s, name).steps for name in [*STUDIES[s.study].arms, *names]}
+    usual = next(iter(steps.values()))
     for name, n in steps.items():
-        if n != next(iter(steps.values())):
-            raise ValueError(f"arm {name!r} runs {n} steps, the arms of study {s.study!r} {next(iter(steps.values()))}: "
-                             "it cannot share their report; choose the --study that it belongs to")
+        if n != usual:
+            raise ValueError(f"arm {name!r} runs {n} steps, the arms of study {s.study!r} {usual}: it cannot share their "
+                             "report; choose the --study that it belongs to")
     sources = {}  # base: the sources that it and the arms from it draw from
     for base in dict.fromkeys(ARMS[name].base for name in first):
         one = s.run(0, base)
