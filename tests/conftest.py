@@ -1,7 +1,8 @@
 """What several tests need: one small world, its tokenizer and sources, and a model to train in a second."""
+import contextlib
+import io
 import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -78,7 +79,9 @@ def call(monkeypatch, capsys):
 
 @pytest.fixture(scope="session")
 def study(tmp_path_factory):
-    """The whole study `main` from a subprocess, with two seeds: (its folder, the finished process)."""
-    path = tmp_path_factory.mktemp("study")
-    return path, subprocess.run([sys.executable, ROOT / "train.py", *SMOKE, "--seeds", "2"], cwd=path, text=True,
-                                capture_output=True, timeout=300)
+    """The whole study `main` with two runs: (its folder, what it printed)."""
+    path, out = tmp_path_factory.mktemp("study"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+        patch.chdir(path)
+        train.main([*SMOKE, "--seeds", "2"])
+    return path, out.getvalue()

@@ -14,7 +14,7 @@ import torch
 
 import bench
 import train
-from conftest import ROOT, SMOKE
+from conftest import SMOKE
 from model import checksum, load_checkpoint, previous, save_checkpoint
 
 
@@ -146,7 +146,7 @@ def test_ctrl_c_during_an_evaluation_ends_at_once_and_the_row_is_measured_when_t
     assert rows == whole[0] and checksum(load_checkpoint(tmp_path / "run/ema.pt")) == checksum(whole[1])
 
 
-def test_a_killed_child_is_named_the_others_finish_and_a_rerun_does_only_what_is_missing(study, tmp_path):
+def test_a_killed_child_is_named_the_others_finish_and_a_rerun_does_only_what_is_missing(study, tmp_path, call):
     shutil.copytree(study[0] / "runs", tmp_path / "runs")
     folder = tmp_path / "runs/smoke/seed2026"
     for name in ("target", "ema"):
@@ -167,8 +167,8 @@ def test_a_killed_child_is_named_the_others_finish_and_a_rerun_does_only_what_is
     assert "2026 target: ended with exit code 1, see" in last and "ZeroDivisionError" in (folder / "target.log").read_text()
     assert "Not averaged: seed 2026, which has not finished" in (tmp_path / "runs/smoke/main/report.md").read_text()
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs/smoke").glob("seed*/*.pt")}
-    again = subprocess.run([sys.executable, ROOT / "train.py", *SMOKE, "--seeds", "2"], cwd=tmp_path, text=True, capture_output=True)
-    assert again.returncode == 0 and {p: p.stat().st_mtime_ns for p in before} == before, again.stderr
+    code, _, err = call(tmp_path, "train.py", *SMOKE, "--seeds", "2")
+    assert code == 0 and {p: p.stat().st_mtime_ns for p in before} == before, err
     for name in ("target.jsonl", "ema.jsonl"):
         assert (folder / name).read_text() == (study[0] / "runs/smoke/seed2026" / name).read_text()
 

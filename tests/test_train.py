@@ -180,8 +180,7 @@ def test_a_base_below_its_gate_stops_the_study_with_the_number():
 
 # ------------------------------------------------------------------------------------------------------ command line
 def test_the_study_runs_end_to_end_and_leaves_its_files(study):
-    path, done = study
-    assert done.returncode == 0, done.stderr
+    path, out = study
     folder = path / "runs" / "smoke"
     for name in ("settings.json", "main/settings.json", "main/metrics.jsonl", "main/report.md", "main/summary.json",
                  "main/figure.png", "seed2026/base.pt", "seed2027/ema.pt", "seed2027/tokenizer.json"):
@@ -191,8 +190,8 @@ def test_the_study_runs_end_to_end_and_leaves_its_files(study):
     claims = json.loads((folder / "main/summary.json").read_text())["claims"]
     assert [c["id"] for c in claims] == ["C1", "C2", "C3", "C4", "C5", "C6"]
     assert {c["verdict"] for c in claims} <= {"reproduced", "partly", "not reproduced", "inconclusive"}
-    assert "mean nothing" in done.stdout and "mean nothing" in (folder / "main/report.md").read_text()
-    assert all(c["id"] in done.stdout for c in claims) and "report.md" in done.stdout
+    assert "mean nothing" in out and "mean nothing" in (folder / "main/report.md").read_text()
+    assert all(c["id"] in out for c in claims) and "report.md" in out
 
 
 def test_rerunning_a_finished_study_trains_nothing_and_the_report_is_a_pure_function_of_the_log(study, call):
@@ -229,8 +228,8 @@ def test_a_study_that_is_interrupted_leaves_no_child_says_how_to_continue_and_co
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130 and "to continue: python train.py --preset smoke" in err
-    steps = {p.stem: load_checkpoint(p)["step"] for p in folder.glob("*.pt") if p.stem != "base"}
-    assert len(steps) >= 2 and all(0 < step < 3000 for step in steps.values())
+    steps = {p.stem: load_checkpoint(p)["step"] for p in folder.glob("*.pt") if not p.stem.startswith("base")}
+    assert len(steps) >= 2 and any(steps.values()) and all(0 <= step < 3000 for step in steps.values())
     with pytest.raises(ProcessLookupError):  # raised once the last process of the group is gone
         for _ in range(100):
             os.killpg(process.pid, 0)
@@ -273,7 +272,7 @@ def test_placement_arms_see_the_same_english_in_total(smoke):
     totals = []
     for name in ("curriculum", "middle", "last", "spread"):
         curriculum = Curriculum(train.ARMS[name].curriculum)
-        mixture = Mixture(train.open_data(folder, "train", curriculum.shapes), s.block_size, seed=1)
+        mixture = Mixture(train.open_data(s, folder, "train", curriculum.shapes), s.block_size, seed=1)
         totals.append(sum(mixture.counts(step, 16, curriculum.weights(step, 1000))["english"] for step in range(1000)))
     assert totals == pytest.approx([320] * 4, abs=2)  # 2% of 16,000 rows
 
