@@ -680,7 +680,7 @@ def run_tasks(tasks, title):
         return {}
     context = mp.get_context("forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn")
     if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload(["train"])  # torch is imported once, not once a task
+        context.set_forkserver_preload(["train", "torch._dynamo"])  # once, not in every task: torch's optimizers import it
     messages, children, unfinished = context.Queue(), {}, list(waiting)
     cores = torch.get_num_threads()
     at_once = tasks[0].settings.processes or cores + 1  # one more than cores, so that none idles at the end
