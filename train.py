@@ -680,7 +680,7 @@ def run_tasks(tasks, title):
         return {}
     context = mp.get_context("forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn")
     if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload(["train", "torch._dynamo"])  # once, not in every task: torch's optimizers import it
+        context.set_forkserver_preload(["train", "torch._dynamo"])  # imported once; the optimizers need the latter
     messages, children, unfinished = context.Queue(), {}, list(waiting)
     cores = torch.get_num_threads()
     at_once = tasks[0].settings.processes or cores + 1  # one more than cores, so that none idles at the end
@@ -868,8 +868,8 @@ def plan(s):
     usual = next(iter(steps.values()))
     for name, n in steps.items():
         if n != usual:
-            raise ValueError(f"arm {name!r} runs {n} steps, the arms of study {s.study!r} {usual}: it cannot share their "
-                             "report; choose the --study that it belongs to")
+            raise ValueError(f"arm {name!r} runs {n} steps, the arms of study {s.study!r} {usual}: it cannot share "
+                             "their report; choose the --study that it belongs to")
     sources = {}  # base: the sources that it and the arms from it draw from
     for base in dict.fromkeys(ARMS[name].base for name in first):
         one = s.run(0, base)
