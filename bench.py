@@ -848,7 +848,7 @@ BRIEF = ("ppl_target", "copain", "label_target", "label_ppl_target", "cloze_targ
 
 
 def findings(results):
-    """What the studies in a folder found: the claims with their verdicts, then every study's comparisons, from the logs.
+    """What the studies in a folder found: the claims with their verdicts, then every study's comparisons, from logs.
     The README quotes the first part, up to the blank line; results/README.md is all of it."""
     logs = {}
     for path in sorted(Path(results).glob("*/metrics.jsonl")):
