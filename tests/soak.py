@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from model import checksum, load_checkpoint, previous  # noqa: E402
+from train import code_version  # noqa: E402
 
 ARMS = ["target", "curriculum", "ema", "lora-4", "ema-then-english"]
 FLAGS = ["--preset", "smoke", "--documents", "600", "--base_steps", "60", "--steps", "50", "--checkpoint_every", "5",
@@ -67,7 +68,8 @@ def main():
         clock = time.monotonic()
         assert start(reference).wait() == 0
         seconds, expected = time.monotonic() - clock, end(reference)
-        print(f"python train.py {' '.join(FLAGS)}\nuninterrupted: {seconds:.0f} s, {len(expected)} files to compare", flush=True)
+        print(f"commit {code_version()}: python train.py {' '.join(FLAGS)}\nuninterrupted: {seconds:.0f} s, {len(expected)} "
+              "files to compare", flush=True)
         while kills.total() < flags.kills:
             process, alone = start(folder), rng.random() < 1 / 3
             try:
