@@ -15,7 +15,6 @@ the cloze task: which of four ends does a sentence have? It needs what target pr
 import argparse
 import json
 import math
-import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +24,8 @@ import numpy as np
 import torch
 
 from data import (ADJECTIVES, CATEGORIES, COPAIN_TASKS, HELD_OUT_FORMAT, LETTERS, NOUNS, VERBS, Tokenizer, World,
-                  draw_list, is_reserved, label_lines, list_line, load_tokenizer, noun_phrase, refuse)
+                  draw_list, is_reserved, label_lines, list_line, load_tokenizer, noun_phrase, refuse,
+                  write_atomically)
 from model import load_checkpoint, load_gpt2, model_from_checkpoint
 
 
@@ -731,8 +731,9 @@ def _read(folder):
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         info = json.loads((folder / "settings.json").read_text())
         order = list(info["arms"])
+        last = max((row["step"] for row in rows), default=0)
         for n, row in enumerate(rows, 1):
-            _check_row(row, f"row {n}", ends=row["step"] in (0, max(r["step"] for r in rows)))
+            _check_row(row, f"row {n}", ends=row["step"] in (0, last))
         log = Log(sorted(rows, key=lambda r: (order.index(r["arm"]), r["seed"], r["step"])))
     except OSError as e:
         raise ValueError(f"{folder} is not the folder of a finished study ({e.strerror}: {e.filename}): run train.py "
@@ -764,13 +765,6 @@ def _read(folder):
     if not log.seeds:
         raise ValueError(f"{folder}: no run has finished all of the study's arms: rerun the study to continue it")
     return log, info
-
-
-def _write(path, text):
-    """Writes a text, or what the function makes at a path, in place of an older file only once it is complete."""
-    tmp = path.with_name(path.name + ".tmp")
-    text(tmp) if callable(text) else tmp.write_text(text)
-    os.replace(tmp, path)
 
 
 def _provenance(log, info):
@@ -830,12 +824,12 @@ def report(folder):
             [arm, ", ".join(f"{k} {v}" for k, v in arms[arm].items() if v and (k, v) != ("lr_scale", 1.0))]
             for arm in log.arms]), "",
         "## Settings", "", "```json", json.dumps(s, indent=1), "```", ""])
-    _write(folder / "report.md", text)
+    write_atomically(folder / "report.md", lambda p: p.write_text(text))
     summary = {"study": info["study"], "seeds": log.seeds, "step": log.last, "meaningful": s["preset"] != "smoke",
                "claims": claims, "arms": {
                    arm: {key: asdict(Estimate.of(log.at(arm, key).values())) for _, key, _ in COLUMNS if log.has(key)}
                    for arm in log.arms}}
-    _write(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+    write_atomically(folder / "summary.json", lambda p: p.write_text(json.dumps(summary, indent=1) + "\n"))
     draw = draw_curves if info["study"] == "main" else draw_ends
     draw(log, folder / "figure.png", "Smoke settings: these numbers mean nothing" if smoke else
          f"{info['question']}   {n} run{'s' * (n > 1)} of a small GPT")
@@ -934,7 +928,7 @@ def draw_curves(log, path, heading):
         ax.spines[["top", "right"]].set_visible(False)
     fig.suptitle(heading + "; thin lines are single runs" * (len(log.seeds) > 1), x=0.01, ha="left", fontsize=13)
     fig.tight_layout()
-    _write(path, lambda tmp: fig.savefig(tmp, dpi=110, format="png"))
+    write_atomically(path, lambda p: fig.savefig(p, dpi=110, format="png"))
     plt.close(fig)
 
 
@@ -987,7 +981,7 @@ def draw_ends(log, path, heading):
                      color=COLOURS[i % len(COLOURS)])
     fig.suptitle(heading, x=0.01, ha="left", fontsize=13)
     fig.tight_layout()
-    _write(path, lambda tmp: fig.savefig(tmp, dpi=100, format="png"))
+    write_atomically(path, lambda p: fig.savefig(p, dpi=100, format="png"))
     plt.close(fig)
 
 

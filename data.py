@@ -350,6 +350,16 @@ class Tokenizer:
         return cls({bytes.fromhex(token): rank for rank, token in enumerate(saved["tokens"])}, saved["split"])
 
 
+def write_atomically(path, write, flush=True):
+    """write(temporary path), flushed to disk, then renamed: the old file or the new one is there, never half of it."""
+    tmp = path.with_name(path.name + ".tmp")
+    write(tmp)
+    if flush:
+        with open(tmp, "rb+") as f:
+            os.fsync(f.fileno())
+    os.replace(tmp, path)
+
+
 # -------------------------------------------------------------------------------------------------------- real text
 # GPT-2's own pattern, with its contractions; its vocabulary comes from tiktoken or from the published files.
 GPT2_SPLIT = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
@@ -486,7 +496,7 @@ def _lines_before(path, at):
 
 def _encode_unit(task):
     """Encodes one unit into files of its own, N.train.bin and N.val.bin, and last N.json with what they hold."""
-    n, path, first, last, folder, spec, field, errors, val = task
+    n, path, first, last, folder, field, errors, val = task
     done = folder / f"{n}.json"
     if not done.exists():
         tok = _tokenizer_of(folder)
@@ -501,8 +511,7 @@ def _encode_unit(task):
                 (held_out if part == "val" else train).write(out)
                 stats["documents"] += 1
                 stats[part] += len(out)
-        (folder / f"{n}.tmp").write_text(json.dumps(stats))
-        os.replace(folder / f"{n}.tmp", done)
+        write_atomically(done, lambda p: p.write_text(json.dumps(stats)))
     return (last or path.stat().st_size) - first
 
 
@@ -543,11 +552,10 @@ def prepare(name, paths, out="data", field="text", tokenizer="gpt2", vocab_size=
         else:
             tok = load_tokenizer(tokenizer)
         (part / "tokenizer.json").write_text(tok.to_json())
-        (part / "plan.tmp").write_text(json.dumps(wanted))
-        os.replace(part / "plan.tmp", part / "plan.json")
+        write_atomically(part / "plan.json", lambda p: p.write_text(json.dumps(wanted)))
     tok = _tokenizer_of(part)
     tasks = [(path, first, last) for path in files for first, last in find_units(path)]
-    tasks = [(n, path, first, None if path.suffix == ".gz" else last, part, tokenizer, field, errors, val)
+    tasks = [(n, path, first, None if path.suffix == ".gz" else last, part, field, errors, val)
              for n, (path, first, last) in enumerate(tasks)]
     total = sum(p.stat().st_size for p in files)
     with tqdm(total=total, desc=name, unit="B", unit_scale=True) as bar, \

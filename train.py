@@ -49,7 +49,8 @@ from tqdm import tqdm
 
 import bench
 from curriculum import Curriculum
-from data import SOURCES, Mixture, Tokenizer, World, load_manifest, prose, refuse, train_bpe, write_corpus
+from data import (SOURCES, Mixture, Tokenizer, World, load_manifest, prose, refuse, train_bpe, write_atomically,
+                  write_corpus)
 from ema import InLoopEMA, ShadowEMA
 from model import (GPT, GPTConfig, add_lora, load_checkpoint, load_gpt2, merge_lora, model_from_checkpoint, previous,
                    save_checkpoint)
@@ -350,16 +351,6 @@ def make_optimizers(model, job, s):
 
 
 # ---------------------------------------------------------------------------------------------------- files of a run
-def write_atomically(path, write, flush=True):
-    """write(temporary path), flushed to disk, then renamed: the old file or the new one is there, never half of it."""
-    tmp = path.with_name(path.name + ".tmp")
-    write(tmp)
-    if flush:
-        with open(tmp, "rb+") as f:
-            os.fsync(f.fileno())
-    os.replace(tmp, path)
-
-
 def write_lines(path, rows):
     """A log, not flushed to disk: checkpoints hold its rows, too."""
     write_atomically(path, lambda p: p.write_text("".join(json.dumps(row) + "\n" for row in rows)), flush=False)
