@@ -705,23 +705,30 @@ def _pairs(log, pairs):
                       "L2 shift, ratio", "of Copain's gap", *(f"of the {x}'s gap" for x in label)], rows)
 
 
+def _is_measure(x):
+    return isinstance(x, (int, float)) and not isinstance(x, bool) and 0 <= x < math.inf
+
+
 def _check_row(row, where, ends):
     """Raises ValueError if a row of a log has no arm, seed and step, or a metric is missing or not a finite number."""
     if not (isinstance(row, dict) and isinstance(row.get("arm"), str)
             and all(isinstance(row.get(k), int) and row[k] >= 0 for k in ("seed", "step", "data_seed", "bench_seed"))):
         raise ValueError(f"{where} has no arm, seed or step")
-    for key, kinds in {"settings": (str,), "train_loss": (int, float), "train_loss_max": (int, float)}.items():
-        if not isinstance(row.get(key), (*kinds, type(None))):
-            raise ValueError(f"{where}: {key} is {row[key]!r}")
+    if not isinstance(row.get("settings"), (str, type(None))):
+        raise ValueError(f"{where}: settings is {row['settings']!r}")
+    for key in ("train_loss", "train_loss_max"):  # since the last evaluation: at step 0 there is none
+        x = row.get(key, row.get("train_loss"))  # early logs have no maximum
+        if not (_is_measure(x) if row["step"] else x is None):
+            raise ValueError(f"{where}: {key} is {x!r}")
     always = ["ppl_target", "copain", "copain_not_in_list", "copain_wrong_element", "shift_l2", "shift_relative"]
     given = [key for key in row if re.match("tokens_|ppl_|label_|cloze_|copain_(?!tasks)", key)]
     for key in [*given, *always]:
         x = row.get(key)
-        if isinstance(x, bool) or not isinstance(x, (int, float)) or not 0 <= x < math.inf or "ppl" in key and x < 1:
+        if not _is_measure(x) or "ppl" in key and x < 1:
             raise ValueError(f"{where}: {key} is {x!r}")
     tasks = row.get("copain_tasks")
     if ends and not (isinstance(tasks, dict) and set(tasks) == set(COPAIN_TASKS)
-                     and all(isinstance(x, (int, float)) and 0 <= x <= 100 for x in tasks.values())):
+                     and all(_is_measure(x) and x <= 100 for x in tasks.values())):
         raise ValueError(f"{where}: copain_tasks is {tasks!r}")
 
 
@@ -789,8 +796,8 @@ def report(folder):
     main, claims, steps = _table(log, arms, COLUMNS), verdicts(log, info["study"]), log.steps(log.arms[0])
     tasks = {t: Estimate.of(v[t] for v in log.at(log.arms[0], "copain_tasks", 0).values()).text()
              for t in COPAIN_TASKS}
-    spikes = [f"{r['arm']} of seed {r['seed']} before step {r['step']}" for r in log.rows if r.get("train_loss_max")
-              and r["train_loss_max"] > SPIKE * r["train_loss"] and r["step"] > 0.1 * log.last]
+    spikes = [f"{r['arm']} of seed {r['seed']} before step {r['step']}" for r in log.rows if r["step"]
+              and r.get("train_loss_max", 0) > SPIKE * r["train_loss"] and r["step"] > 0.1 * log.last]
     notes = [*(f"Not averaged: seed {seed}, which has not finished {', '.join(missing)}.\n"
                for seed, missing in log.unfinished.items()),
              *[f"Loss spikes, a step above {SPIKE:g} times the mean around it: {'; '.join(spikes)}.\n"] * bool(spikes)]
