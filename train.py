@@ -8,6 +8,7 @@
     python train.py --only ema --init PATH/base.pt   one arm from a given base
     python train.py --sample runs/laptop/seed2026/ema.pt
     python train.py --help                           every setting
+    torchrun --nproc_per_node=2 train.py ...         every run on two GPUs (or CPU processes) at once
 
 Rerunning a command continues what was interrupted. Elhady et al. 2025 is "the paper" below.
 
@@ -17,6 +18,7 @@ ARM.jsonl;  all seeds side by side, a process each.  Then metrics.jsonl of the s
 import argparse
 import contextlib
 import copy
+import ctypes
 import dataclasses
 import difflib
 import functools
@@ -45,6 +47,8 @@ except ImportError:  # Windows: no lock on run folders there
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import bench
@@ -238,6 +242,7 @@ class Settings:
     device: str = ""              # cpu or cuda; by default cuda where it is found
     dtype: str = ""               # float32 or bfloat16; by default bfloat16 where the hardware is fast at it
     processes: int = 0            # bases or arms that run at once; by default one more than there are cores
+    compile: str = ""             # a mode of torch.compile: default, reduce-overhead, max-autotune; by default none
     checkpoint_every: int = 250   # steps between checkpoints
 
     def world(self):
@@ -293,7 +298,7 @@ class Job:
 
 def base_job(s):
     return Job("base", Arm(s.base_curriculum), s.base_steps, s.base_batch_size, s.base_lr, s.base_warmup, s.base_steps,
-               0.0, muon_lr=s.muon_lr)
+               0.0, s.muon_lr)
 
 
 def arm_job(s, name):
@@ -444,6 +449,52 @@ def load_start(path):
     return {"config": asdict(model.config), "model": model.state_dict(), "benchmark": None, "tokenizer": None}
 
 
+# ------------------------------------------------------------------------------------- several processes, one model
+def ranks():
+    """(rank, number) of the processes that train one model together (torch.distributed); (0, 1) of one alone."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def micro_batches(x, y, parts, device):
+    """Yields (x, y, share of the batch, whether it is the last) of this rank's micro-batches of a batch x, y (B, T),
+    cut into `parts` but no fewer than ranks. Shares are times the number of ranks, over which gradients are averaged."""
+    rank, world = ranks()
+    mine = np.array_split(np.stack((x, y), axis=1), max(parts, world))[rank::world]            # of (B / parts, 2, T)
+    for i, xy in enumerate(mine, 1):
+        xy = torch.from_numpy(xy)
+        if device == "cuda":
+            xy = xy.pin_memory().to(device, non_blocking=True)
+        yield *xy.unbind(1), world * len(xy) / len(x), i == len(mine)
+
+
+def mean_over_ranks(x):
+    """The mean of a tensor over the ranks, on each of them."""
+    if ranks()[1] > 1:
+        dist.all_reduce(x)
+        x /= ranks()[1]
+    return x
+
+
+def any_rank(flag, device):
+    """Whether the flag is true on any rank."""
+    return flag if ranks()[1] == 1 else mean_over_ranks(torch.tensor(float(flag), device=device)).item() > 0
+
+
+def wrapped(model, mode, rows, block_size):
+    """model for the forward passes of training, with the same weights: through torch.compile where a mode of it is
+    given, unless that fails on an empty batch of `rows`, as it does without a compiler; and data-parallel."""
+    out, device = model, next(model.parameters()).device
+    if mode:
+        try:
+            out, idx = torch.compile(model, mode=mode), torch.zeros(rows, block_size, dtype=torch.long, device=device)
+            out(idx, idx)[1].backward()
+            model.zero_grad()
+        except Exception as e:
+            print(f"warning: torch.compile failed ({type(e).__name__}), going on without", file=sys.stderr)
+            out = model
+    return DistributedDataParallel(out) if ranks()[1] > 1 else out
+
+
 # --------------------------------------------------------------------------------------------------------- the loop
 def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lambda: False):
     """Runs one job to its end, from its checkpoint if it has one; returns the rows of its log.
@@ -451,7 +502,7 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
     base: the checkpoint that CPT starts from; None trains from random weights. tell(step, mean loss since the last
     evaluation) is called now and then; when stopping() turns true, a checkpoint is written and the rows so far return.
     """
-    path, device = folder / f"{job.name}.pt", s.device
+    path, device, (rank, world) = folder / f"{job.name}.pt", s.device, ranks()
     tok = Tokenizer.from_json((folder / "tokenizer.json").read_text())
     curriculum = Curriculum(job.arm.curriculum)
     mixture = Mixture(open_data(s, folder, "train", curriculum.shapes, tok.dtype), s.block_size,
@@ -472,6 +523,7 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
     model.to(device)
     for name, p in model.named_parameters():
         p.requires_grad_(bool(re.search(job.arm.trained, name)))
+    forward = wrapped(model, s.compile, job.batch_size // max(s.accumulate, world), s.block_size)
     optimizers = make_optimizers(model, job, s)
     ema = (ShadowEMA if job.arm.shadow else InLoopEMA)(model, job.arm.ema_alpha, job.arm.ema_every)
     ema = ema if job.arm.ema_alpha else None
@@ -493,9 +545,12 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
             ema.load_state_dict(ckpt["ema"])
 
     def measure(step):
+        loss = mean_loss(step) if n_losses else None
+        if rank:  # the first measures and writes
+            return {"step": step}
         row = {"arm": job.name, "seed": s.seed, "data_seed": s.data_seed, "bench_seed": s.bench_seed,
                "settings": settings_hash(s), "step": step, "lr": job.lr * lr_factor(step, job),
-               "train_loss": mean_loss(step) if n_losses else None, "train_loss_max": losses[1].item() or None,
+               "train_loss": loss, "train_loss_max": losses[1].item() or None,
                **{f"tokens_{k}": n for k, n in tokens.items()}}
         if base and step == 0 and base["benchmark"] == s.benchmark_arguments():  # measured when the base ended
             return {**base["rows"][-1], **row, "shift_l2": 0.0, "shift_relative": 0.0}
@@ -514,6 +569,8 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
     def save(step):
         if n_losses:
             mean_loss(step)  # refuses to save what is not finite
+        if rank:
+            return
         save_checkpoint(path, {
             "job": asdict(job), "settings": asdict(s), "config": asdict(model.config), "world": asdict(s.world()),
             "benchmark": s.benchmark_arguments(), "tokenizer": tok.to_json(), "code": code_version(),
@@ -523,17 +580,18 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
         write_lines(path.with_suffix(".jsonl"), rows)
 
     for step in range(start, job.steps + 1):
+        interrupted = False
         if step in job.evaluate_at() and all(row["step"] < step for row in rows):
             try:
                 with signals_interrupt():
                     rows.append(measure(step))
+                if rank == 0:
+                    write_lines(path.with_suffix(".jsonl"), rows)
+                losses.zero_()
+                n_losses = 0
             except KeyboardInterrupt:  # the row is measured again when the run goes on
-                save(step)
-                return rows
-            write_lines(path.with_suffix(".jsonl"), rows)
-            losses.zero_()
-            n_losses = 0
-        ending = step == job.steps or stopping()
+                interrupted = True
+        ending = any_rank(interrupted or stopping(), device) or step == job.steps
         if ending or (step > start and step % s.checkpoint_every == 0):
             save(step)
         if ending:
@@ -543,12 +601,13 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
             group["lr"] = group["peak_lr"] * lr_factor(step, job)
         x, y, source = mixture.batch(step, job.batch_size, curriculum.weights(step, job.steps))
         loss = 0.0
-        for xs, ys in zip(np.array_split(x, s.accumulate), np.array_split(y, s.accumulate)):
+        for xs, ys, share, is_last in micro_batches(x, y, s.accumulate, device):
+            forward.require_backward_grad_sync = is_last  # of DistributedDataParallel: ranks exchange gradients once
             with autocast:
-                _, part = model(torch.from_numpy(xs).to(device), torch.from_numpy(ys).to(device))
-            part = part * (len(xs) / len(x))
+                part = forward(xs, ys)[1] * share
             part.backward()
             loss += part.detach()
+        loss = mean_over_ranks(loss)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), s.grad_clip)
         for optimizer in optimizers:
             optimizer.step()
@@ -586,6 +645,19 @@ def settings_hash(s):
 
 
 # -------------------------------------------------------------------------------------------------------- processes
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+
+
+def keep_freed_memory():
+    """Has glibc keep the memory that a step frees: to hand it back to the system, and to fault it in again at the next
+    step, takes a tenth of a small model's time. Without effect elsewhere."""
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError):
+            libc = ctypes.CDLL(None)
+            libc.mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)
+            libc.mallopt(M_MMAP_THRESHOLD, 2 ** 30)
+
+
 @contextlib.contextmanager
 def stop_on_signal():
     """Within the block, Ctrl-C and SIGTERM only raise a flag; yields the function that reads it."""
@@ -630,24 +702,36 @@ class Task:
         return ckpt["step"] if ckpt else 0
 
     def finished(self):
-        return self.steps_done() == self.job.steps and all(
+        ckpt = newest(self.folder / f"{self.job.name}.pt")
+        return bool(ckpt and ckpt["rows"] and ckpt["rows"][-1]["step"] == self.job.steps) and all(
             (self.folder / "data" / f"{name}_train.bin").exists() for name in self.sources
             if self.settings.corpora().get(name, name) in SOURCES)
 
 
-def run_task(task, threads, messages):
+def train_task(task, tell=lambda *_: None):
+    """Trains one task, as long as no signal comes and the parent process lives."""
+    keep_freed_memory()
+    if task.settings.device == "cuda":
+        torch.set_float32_matmul_precision("high")
+    parent = mp.parent_process()
+    with stop_on_signal() as stopped:
+        train(task.settings, task.job, task.folder, load_start(task.start) if task.start else None, tell,
+              lambda: stopped() or bool(parent and not parent.is_alive()))
+
+
+def run_task(task, threads, messages, gpu=0):
     """The body of a child process. Sends (task's name, step, loss), at a user's error (name, -1, the message). Whatever
     else goes wrong leaves its traceback in NAME.log."""
     torch.set_num_threads(threads)
+    if task.settings.device == "cuda":
+        torch.cuda.set_device(gpu)
     parent, log = mp.parent_process(), task.folder / f"{task.job.name}.log"
     try:
         with owned(task.folder / f".{task.job.name}.lock", wait=60):  # an orphan of a killed run may be ending
             with signals_interrupt():
                 if task.sources:
                     prepare(task.settings, task.folder, task.sources)
-            with stop_on_signal() as stopped:
-                train(task.settings, task.job, task.folder, load_start(task.start) if task.start else None,
-                      lambda *news: messages.put((task.name, *news)), lambda: stopped() or not parent.is_alive())
+            train_task(task, lambda *news: messages.put((task.name, *news)))
     except (ValueError, OSError) as e:
         messages.put((task.name, -1, str(e)))
         sys.exit(2)
@@ -669,20 +753,23 @@ def run_tasks(tasks, title):
     total, waiting = sum(task.job.steps for task in tasks), [task for task in tasks if not task.finished()]
     if not waiting:
         return {}
+    if dist.is_initialized():
+        return run_with_ranks(waiting, progress_bar(title, total, sum(done.values())))
     context = mp.get_context("forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn")
     if context.get_start_method() == "forkserver":
         context.set_forkserver_preload(["train", "torch._dynamo"])  # imported once; the optimizers need the latter
     messages, children, unfinished = context.Queue(), {}, list(waiting)
-    cores = torch.get_num_threads()
+    cores, gpus = torch.get_num_threads(), max(1, torch.cuda.device_count())
     at_once = tasks[0].settings.processes or cores + 1  # one more than cores, so that none idles at the end
-    threads = max(1, cores // min(at_once, len(waiting)))
+    threads = max(1, cores // min(at_once, len(tasks)))  # not of those waiting: a rerun is to round as the first run
     losses, failed = {}, {}
     bar = progress_bar(title, total, sum(done.values()))
     try:
         while waiting or any(child.is_alive() for child in children.values()) or not messages.empty():
             while waiting and sum(child.is_alive() for child in children.values()) < at_once:
                 task = waiting.pop(0)
-                children[task.name] = context.Process(target=run_task, args=(task, threads, messages), daemon=True)
+                children[task.name] = context.Process(
+                    target=run_task, args=(task, threads, messages, len(children) % gpus), daemon=True)
                 children[task.name].start()
             try:
                 name, step, news = messages.get(timeout=0.2)
@@ -707,6 +794,58 @@ def run_tasks(tasks, title):
     if any(task.name not in failed and not task.finished() for task in unfinished):
         raise KeyboardInterrupt
     return failed
+
+
+def run_with_ranks(tasks, bar):
+    """run_tasks under torchrun: one task after the other, all processes together. This is the first; the others are in
+    follow()."""
+    failed = {}
+    with bar:
+        for task in tasks:
+            if task.sources:
+                prepare(task.settings, task.folder, task.sources)
+            before = bar.n - task.steps_done()
+            dist.broadcast_object_list([task])
+            try:
+                train_task(task, lambda step, loss: (bar.update(before + step - bar.n),
+                                                     bar.set_postfix_str(f"loss {task.name} {loss:.2f}", refresh=False)))
+            except ValueError as e:  # on all of them alike
+                failed[task.name] = e
+            except RuntimeError as e:
+                raise ChildProcessError(f"{task.name}: a process of this run failed ({str(e).splitlines()[0]}): rerun "
+                                        "the same command to go on from the last checkpoint") from None
+            if task.name not in failed and not task.finished():
+                raise KeyboardInterrupt
+    return failed
+
+
+def follow():
+    """What every process of torchrun but the first does: it trains the tasks that the first one sends, None at the end.
+    What goes wrong, the first one says."""
+    with contextlib.suppress(RuntimeError):
+        while True:
+            box = [None]
+            dist.broadcast_object_list(box)
+            if box[0] is None:
+                return
+            with contextlib.suppress(ValueError):
+                train_task(box[0])
+    sys.exit(1)
+
+
+@contextlib.contextmanager
+def torchrun():
+    """Within the block, under torchrun, its processes are one group; yields whether this is one that follows."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield False
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    yield dist.get_rank() > 0
+    if dist.get_rank() == 0:
+        dist.broadcast_object_list([None])
+    dist.destroy_process_group()
 
 
 def progress_bar(title, total, initial):
@@ -1039,10 +1178,13 @@ def parse_flags(argv):
 def main(argv=None):
     try:
         s, flags = parse_flags(sys.argv[1:] if argv is None else argv)
-        if flags.sample:
-            sample(flags.sample, flags.language, flags.prompt)
-        else:
-            study(s)
+        with torchrun() as follows:
+            if flags.sample:
+                sample(flags.sample, flags.language, flags.prompt)
+            elif follows:
+                follow()
+            else:
+                study(s)
     except (ValueError, OSError) as e:
         refuse(e, code=1 if isinstance(e, ChildProcessError) else 2)
     except KeyboardInterrupt:
