@@ -11,11 +11,20 @@ the cloze task: which of four ends does a sentence have? It needs what target pr
     python bench.py gpt2/ --copain CoPain/ --task belebele_eu.jsonl --shots 5     a model on benchmark files
     python bench.py --report runs/laptop/main     draws report.md, summary.json and figure.png from metrics.jsonl again
     python bench.py --findings results            claims and controls of all studies in a folder, as in the README
+    python bench.py --speed                       tokens/s and milliseconds of every part of a step; --growth: by size
 """
 import argparse
+import contextlib
+import importlib.util
+import io
 import json
 import math
+import multiprocessing
 import re
+import resource
+import sys
+import tempfile
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -23,10 +32,10 @@ from random import Random
 import numpy as np
 import torch
 
-from data import (ADJECTIVES, CATEGORIES, COPAIN_TASKS, HELD_OUT_FORMAT, LETTERS, NOUNS, VERBS, Tokenizer, World,
-                  draw_list, is_reserved, label_lines, list_line, load_tokenizer, noun_phrase, refuse,
-                  write_atomically)
-from model import load_checkpoint, load_gpt2, model_from_checkpoint
+from data import (ADJECTIVES, CATEGORIES, COPAIN_TASKS, HELD_OUT_FORMAT, LETTERS, NOUNS, VERBS, Mixture, Tokenizer,
+                  World, draw_list, is_reserved, label_lines, list_line, load_tokenizer, noun_phrase, refuse, train_bpe,
+                  write_atomically, write_corpus)
+from model import GPT, GPTConfig, load_checkpoint, load_gpt2, model_from_checkpoint
 
 
 # ------------------------------------------------------------------------------------------------------------ items
@@ -373,11 +382,11 @@ class Benchmark:
         return choice_scores(model, items, *self.encode(items, condition))
 
     def __call__(self, model, full=True):
-        """Metrics of a model. Without `full`, a third of each of Copain's tasks stands for all; with it, the cloze
-        tasks and the controls join: restricted to the list, and on that third, zero-shot and shuffled answers."""
+        """Metrics of a model. Without `full`, a third of the items of each task stands for all; with it, the cloze
+        tasks and the controls join: restricted to the list, and on a third of Copain, zero-shot and shuffled answers."""
         row = self.copain_scores(model, self.copain if full else self.copain_third)
         for name, items in self.label.items():
-            scores = self.choice_scores(model, items)
+            scores = self.choice_scores(model, items if full else items[:math.ceil(len(items) / 3)])
             row[f"label_{name}"], row[f"label_ppl_{name}"] = scores["summed"], scores["ppl"]
         if full:
             row["copain_restricted"] = self.choice_scores(model, self.copain)["summed"]
@@ -431,7 +440,9 @@ def _find(ids, needles):
 
 
 def evaluate(model, benchmark, validation, before, n_blocks=128, full=True):
-    """The metrics of one row of the log: perplexities, benchmark, shift from `before` ({name: tensor})."""
+    """The metrics of one row of the log: perplexities, benchmark, shift from `before` ({name: tensor}). Without `full`
+    a third of the validation blocks and of the items stands for all."""
+    n_blocks = n_blocks if full else math.ceil(n_blocks / 3)
     row = {f"ppl_{name}": perplexity(model, ids, n_blocks, benchmark.block_size) for name, ids in validation.items()}
     row |= benchmark(model, full)
     row["shift_l2"], row["shift_relative"] = parameter_shift(model, before)
@@ -992,6 +1003,217 @@ def draw_ends(log, path, heading):
     plt.close(fig)
 
 
+# ------------------------------------------------------------------------------------------------------------- speed
+SIZES = {  # what --speed times: the shape, and rows of a batch on a CPU and on a GPU
+    "toy": (dict(vocab_size=800, block_size=128, n_layer=4, n_head=4, n_embd=128), 32, 32),
+    "124M": (dict(), 1, 16)}
+PHASES = ["data", "forward", "backward", "clip", "optimizer", "EMA"]
+
+
+def step_phases(shape, rows, dtype, device, compile="", steps=20):
+    """Trains a GPT of that shape on random tokens, as the arm `ema` does. Returns {phase: median milliseconds of a
+    step}, those of one evaluation among them, and the peak memory in MB as "MB"."""
+    import train  # here, because train imports this file
+    train.keep_freed_memory()
+    s = train.Settings(device=device, dtype=dtype, **{k: v for k, v in shape.items() if k != "vocab_size"})
+    model = GPT(GPTConfig(**shape)).to(device)
+    T, job = model.config.block_size, train.arm_job(s, "ema")
+    ids = np.random.default_rng(0).integers(0, 800, 1_000_000).astype(np.uint16)
+    mixture = Mixture({"target": ids, "english": ids}, T, seed=0)
+    forward, optimizers = train.wrapped(model, compile, rows, T), train.make_optimizers(model, job, s)
+    ema, times, last = train.InLoopEMA(model, job.arm.ema_alpha), {name: [] for name in PHASES}, [0.0]
+    autocast = torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
+
+    def mark(phase):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        times.setdefault(phase, []).append(1000 * (now - last[0]))
+        last[0] = now
+
+    for step in range(3 + steps):
+        mark("start")
+        x, y, _ = mixture.batch(step, rows, {"target": 0.8, "english": 0.2})
+        ((x, y, _, _),) = train.micro_batches(x, y, 1, device)
+        mark("data")
+        with autocast:
+            loss = forward(x, y)[1]
+        mark("forward")
+        loss.backward()
+        mark("backward")
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        mark("clip")
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        mark("optimizer")
+        ema.update(step + 1)
+        mark("EMA")
+    world = World()
+    tok = Tokenizer(train_bpe([text for name in ("english", "target") for text in write_corpus(world, name, 500, 0)], 800))
+    benchmark, before = Benchmark(world, tok, 15, 15, 15), {n: p.detach().clone() for n, p in model.named_parameters()}
+    for _ in range(2):
+        mark("start")
+        with autocast:
+            evaluate(model, benchmark, {"target": ids, "english": ids}, before, n_blocks=2, full=False)
+        mark("evaluation")
+    peak = (torch.cuda.max_memory_allocated() / 1e6 if device == "cuda" else
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
+    return {k: float(np.median(v[3:] if k in PHASES else v[1:])) for k, v in times.items() if k != "start"} | {"MB": peak}
+
+
+def matmul_ceiling(dtype, device):
+    """The most FLOP/s that a product of two square matrices reached here: the best of five tries at three sizes."""
+    best = 0.0
+    for n in (4096, 8192, 16384) if device == "cuda" else (512, 1024, 2048):
+        a = torch.ones(n, n, dtype=getattr(torch, dtype), device=device)
+        for _ in range(6):
+            start = time.perf_counter()
+            (a @ a)[0, 0].item()
+            best = max(best, 2 * n ** 3 / (time.perf_counter() - start))
+            if time.perf_counter() - start > 5:  # a CPU that emulates bfloat16
+                break
+    return best
+
+
+def beside(folder, shape, rows, dtype, device, compile="", steps=30):
+    """Milliseconds of a training step of this GPT and of nanoGPT's, from the model.py in `folder`, in turn in one
+    process: forward, backward, clip, optimizer, with batches, shape and threads alike. Two lists."""
+    import train
+    train.keep_freed_memory()
+    spec = importlib.util.spec_from_file_location("nanogpt", Path(folder) / "model.py")
+    theirs = importlib.util.module_from_spec(spec)
+    sys.modules["nanogpt"] = theirs  # its dataclass wants to find its module
+    with contextlib.redirect_stdout(io.StringIO()):
+        spec.loader.exec_module(theirs)
+        other = theirs.GPT(theirs.GPTConfig(**asdict(GPTConfig(**shape)), dropout=0.0)).to(device)
+        its_optimizer = other.configure_optimizers(0.1, 1e-3, (0.9, 0.95), device)
+    model = GPT(GPTConfig(**shape)).to(device)
+    s = train.Settings(device=device, dtype=dtype)
+    pairs = [(train.wrapped(model, compile, rows, model.config.block_size),
+              *train.make_optimizers(model, train.arm_job(s, "target"), s)),
+             (train.wrapped(other, compile, rows, model.config.block_size), its_optimizer)]
+    x = torch.randint(model.config.vocab_size, (rows, model.config.block_size), device=device)
+    times = [], []
+    for step in range(3 + steps):
+        for (forward, optimizer), of in zip(pairs, times):
+            start = time.perf_counter()
+            with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+                loss = forward(x, x)[1]
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(forward.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            loss.item()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            of.append(1000 * (time.perf_counter() - start))
+    return times[0][3:], times[1][3:]
+
+
+def alone(f, *args):
+    """f(*args) in a process of its own, so that peak memory is its own, too."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(f, args)
+
+
+def speed(device, nanogpt="", compile=""):
+    """Yields the lines of the tables that --speed prints: medians over steps, each shape and dtype in its own process."""
+    import train
+    name = torch.cuda.get_device_name() if device == "cuda" else train._cpu_name()
+    yield (f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, commit {train.code_version()}"
+           + f", torch.compile {compile}" * bool(compile))
+    heading = ["shape", "dtype", "batch", "tokens/s", "ms a step", *PHASES, "evaluation, ms", "peak MB", "GFLOP/s",
+               "of the ceiling"]
+    rows, ratios = [], []
+    for dtype in ("float32", "bfloat16"):
+        ceiling = alone(matmul_ceiling, dtype, device)
+        yield f"matrix products in {dtype}: at most {ceiling / 1e9:,.0f} GFLOP/s"
+        slow = ceiling < 2e10  # bfloat16 without the instructions for it
+        for size, (shape, on_cpu, on_gpu) in SIZES.items():
+            B, config = on_gpu if device == "cuda" else on_cpu, GPTConfig(**shape)
+            if slow and size != "toy":
+                yield f"{size} in {dtype} is not timed: a step would take minutes"
+                continue
+            steps = 3 if slow or device == "cpu" and size != "toy" else 30
+            ms = alone(step_phases, shape, B, dtype, device, compile, steps)
+            with torch.device("meta"):
+                n = GPT(config).num_params() - config.block_size * config.n_embd
+            flop = B * config.block_size * (6 * n + 12 * config.n_layer * config.n_embd * config.block_size)
+            whole = sum(ms[phase] for phase in PHASES)
+            rows.append([size, dtype, f"{B} x {config.block_size}", f"{1000 * B * config.block_size / whole:,.0f}",
+                         f"{whole:.1f}", *(f"{ms[phase]:.2f}" for phase in PHASES), f"{ms['evaluation']:.0f}",
+                         f"{ms['MB']:,.0f}", f"{flop / whole / 1e6:,.1f}", f"{1000 * flop / whole / ceiling:.0%}"])
+            if nanogpt:
+                ours, theirs = (np.median(x) for x in alone(beside, nanogpt, shape, B, dtype, device, compile, steps))
+                ratios.append([size, dtype, f"{ours:.1f}", f"{theirs:.1f}", f"{theirs / ours:.2f}"])
+    yield from ["", *_markdown(heading, rows), "", "Medians over steps. FLOP: 6 a weight and token, and attention's 12 "
+                "n_layer n_embd block_size a token. One evaluation: 35 Copain and 30 label items, two blocks a language."]
+    if nanogpt:
+        yield from ["", *_markdown(["shape", "dtype", "ms a step", "nanoGPT's", "times as fast"], ratios), "",
+                    "In turn in one process, without data and EMA, which nanoGPT's model.py does not have."]
+
+
+def growth(device):
+    """Yields the lines of the tables that --growth prints: time and memory against the size of everything that grows."""
+    rows = []
+    for n_layer, n_embd in ((4, 64), (4, 128), (6, 256), (8, 512), (12, 768)):
+        shape = dict(vocab_size=50257 if n_embd == 768 else 800, block_size=128, n_layer=n_layer, n_head=n_embd // 32,
+                     n_embd=n_embd)
+        ms = alone(step_phases, shape, 8, "float32", device, "", 5)
+        with torch.device("meta"):
+            n = GPT(GPTConfig(**shape)).num_params()
+        whole = sum(ms[phase] for phase in PHASES)
+        rows.append([f"{n / 1e6:.2f}M", f"{whole:.1f}", f"{1000 * 8 * 128 / whole:,.0f}", f"{ms['MB']:,.0f}"])
+    yield from ["Model size, batches of 8 x 128, float32", "",
+                *_markdown(["parameters", "ms a step", "tokens/s", "peak MB"], rows)]
+    yield from ["", "Sources in the mixture, a batch of 64 x 128", "", *_markdown(
+        ["sources", "ms a batch"], [[str(n), f"{alone(batch_time, n, 10 ** 6)[0]:.2f}"] for n in (2, 8, 32, 64)])]
+    yield from ["", "Tokens in a source (a sparse file of uint16), a batch of 64 x 128", "", *_markdown(
+        ["tokens", "ms a batch", "MB that 200 batches add"],
+        [[f"{n:,}", *(f"{x:.2f}" for x in alone(batch_time, 2, n))] for n in (10 ** 6, 10 ** 7, 10 ** 8, 10 ** 9)])]
+    yield from ["", "Items of the benchmark, the toy model of 0.26M parameters, one evaluation at a run's end", "",
+                *_markdown(["items", "seconds", "peak MB"], [
+                    [f"{n * 7 + 3 * n:,}", *(f"{x:.2f}" for x in alone(benchmark_time, n, device))]
+                    for n in (15, 50, 150, 500)])]
+
+
+def batch_time(n_sources, n_tokens):
+    """(median milliseconds of a batch of 64 x 128 from sources of n_tokens, MB of memory of its own that 200 of them
+    add to the process: pages of the file are the system's, which takes them back when it wants to; needs Linux)."""
+    def own():
+        _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
+        return (resident - shared) * resource.getpagesize() / 1e6
+
+    with tempfile.TemporaryDirectory() as folder:
+        sources = {}
+        for i in range(n_sources):
+            path = Path(folder) / f"{i}.bin"
+            with open(path, "wb") as f:
+                f.truncate(2 * n_tokens)
+            sources[str(i)] = np.memmap(path, dtype=np.uint16, mode="r")
+        mixture, weights, times = Mixture(sources, 128, 0), dict.fromkeys(sources, 1 / n_sources), []
+        mixture.batch(0, 64, weights)
+        before = own()
+        for step in range(200):
+            start = time.perf_counter()
+            mixture.batch(step, 64, weights)
+            times.append(1000 * (time.perf_counter() - start))
+        return float(np.median(times)), own() - before
+
+
+def benchmark_time(n, device):
+    """(median seconds of the benchmark with n items of each of ten tasks, peak MB)."""
+    world = World()
+    tok = Tokenizer(train_bpe([text for name in ("english", "target") for text in write_corpus(world, name, 500, 0)], 800))
+    benchmark, model, times = Benchmark(world, tok, n, n, n // 2), GPT(GPTConfig(800, 64, 4, 4, 64)).to(device), []
+    for _ in range(4):
+        start = time.perf_counter()
+        benchmark(model)
+        times.append(time.perf_counter() - start)
+    return float(np.median(times[1:])), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
 # ------------------------------------------------------------------------------------------------------ command line
 def show(world):
     """Prints one prompt of every task, with its answer, and how the controls change it."""
@@ -1019,14 +1241,24 @@ def main():
     parser.add_argument("--show", action="store_true", help="print every kind of prompt")
     parser.add_argument("--report", metavar="STUDY", help="draw the report of a study's folder again")
     parser.add_argument("--findings", metavar="RESULTS", help="print claims and controls of the studies in a folder")
+    parser.add_argument("--speed", action="store_true", help="time every part of a training step")
+    parser.add_argument("--growth", action="store_true", help="time and memory against the size of all that grows")
+    parser.add_argument("--nanogpt", metavar="FOLDER", help="with --speed: nanoGPT's files, to time beside")
+    parser.add_argument("--compile", default="", help="with --speed: a mode of torch.compile")
     parser.error = refuse
     flags = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     if flags.show:
         show(World())
     elif flags.report:
         print(report(flags.report))
     elif flags.findings:
         print(findings(flags.findings))
+    elif flags.speed or flags.growth:
+        if flags.nanogpt and not (Path(flags.nanogpt) / "model.py").exists():
+            raise ValueError(f"{flags.nanogpt} holds no model.py: give the folder of nanoGPT's files")
+        for line in growth(device) if flags.growth else speed(device, flags.nanogpt, flags.compile):
+            print(line, flush=True)
     elif flags.model:
         if Path(flags.model).is_dir():
             model, tok = load_gpt2(flags.model), load_tokenizer(flags.tokenizer or flags.model)
@@ -1049,7 +1281,7 @@ def main():
             for name, x in value.items() if isinstance(value, dict) else [(key, value)]:
                 print(f"{name:32} {x:8.2f}")
     else:
-        parser.error("give a model, --show, --report STUDY or --findings RESULTS")
+        parser.error("give a model, --show, --report STUDY, --findings RESULTS, --speed or --growth")
 
 
 if __name__ == "__main__":

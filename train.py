@@ -289,10 +289,10 @@ class Job:
     muon_lr: float = 0.0       # 0: AdamW for everything
 
     def evaluate_at(self):
-        """Steps to evaluate at, dense at the start as in the paper: 0, 1, 2, 5, 10, 20, 50 ... and the last; a base at
-        every fifth of its run."""
+        """Steps to evaluate at, dense at the start as in the paper: 0, 1, 2, 5, 10, 20, 50 ... and the last; a base in
+        the middle and at the end of its run."""
         if self.muon_lr:
-            return {self.steps * i // 5 for i in range(6)}
+            return {self.steps // 2, self.steps}
         return {0, self.steps} | {x for x in (d * 10 ** k for k in range(8) for d in (1, 2, 5)) if x < self.steps}
 
 

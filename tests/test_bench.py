@@ -1,4 +1,5 @@
 import math
+import time
 from random import Random
 
 import numpy as np
@@ -323,3 +324,32 @@ def test_pairing_by_run_takes_the_spread_between_runs_out_of_a_difference():
     difference = log.paired(lambda a, b: a - b, ("a", "copain"), ("b", "copain"))
     assert difference.mean == pytest.approx(5) and difference.high - difference.low < 0.1
     assert Estimate.of(log.at("a", "copain").values()).high > 30
+
+
+# ---------------------------------------------------------------------------------------------------------------- speed
+def test_every_part_of_a_step_is_timed_and_peak_memory_is_that_of_the_process(monkeypatch):
+    monkeypatch.setattr(bench, "Benchmark", lambda *_: None)
+    monkeypatch.setattr(bench, "evaluate", lambda *_, **__: time.sleep(0.02))
+    ms = bench.step_phases(dict(vocab_size=800, block_size=16, n_layer=1, n_head=1, n_embd=8), 2, "float32", "cpu", steps=3)
+    assert set(ms) == {*bench.PHASES, "evaluation", "MB"} and all(x > 0 for x in ms.values())
+    assert 20 <= ms["evaluation"] < 200 and 50 < ms["MB"] < 5000
+
+
+def test_a_batch_from_a_large_sparse_file_takes_no_more_memory_than_it_reads():
+    ms, megabytes = bench.batch_time(2, 10 ** 8)
+    assert ms < 50 and megabytes < 20  # the file has 200 MB
+
+
+def test_nanogpt_is_timed_beside_from_its_own_folder(tmp_path, call):
+    (tmp_path / "model.py").write_text(
+        "from dataclasses import dataclass\nimport torch, model\n"
+        "@dataclass\nclass GPTConfig:\n    block_size: int\n    vocab_size: int\n    n_layer: int\n    n_head: int\n"
+        "    n_embd: int\n    bias: bool\n    dropout: float\n"
+        "class GPT(model.GPT):\n"
+        "    def configure_optimizers(self, decay, lr, betas, device):\n"
+        "        return torch.optim.AdamW(self.parameters(), lr=lr)\n")
+    shape = dict(vocab_size=50, block_size=16, n_layer=1, n_head=1, n_embd=8)
+    ours, theirs = bench.beside(tmp_path, shape, 2, "float32", "cpu", steps=4)
+    assert len(ours) == len(theirs) == 4 and all(x > 0 for x in ours + theirs)
+    code, _, err = call(tmp_path, "bench.py", "--speed", "--nanogpt", "nowhere")
+    assert code == 2 and "nowhere holds no model.py" in err

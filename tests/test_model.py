@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from model import GPT, GPTConfig, add_lora, causal_attention, load_checkpoint, merge_lora, model_from_checkpoint
+from model import GPT, GPTConfig, add_lora, causal_attention, gelu, load_checkpoint, merge_lora, model_from_checkpoint
 
 
 def test_a_future_token_changes_no_earlier_logit(tiny):
@@ -53,6 +53,13 @@ def test_the_written_out_attention_equals_torchs_kernel_in_values_and_gradients(
     for a, b in zip(torch.autograd.grad(ours.square().sum(), (q, k, v)),
                     torch.autograd.grad(theirs.square().sum(), (q, k, v))):
         assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_the_gelu_of_cpus_equals_torchs_in_values_and_gradients():
+    x = torch.linspace(-12, 12, 999, dtype=torch.float64, requires_grad=True)
+    ours, theirs = gelu(x), F.gelu(x, approximate="tanh")
+    assert torch.allclose(ours, theirs, atol=1e-12)
+    assert torch.allclose(*(torch.autograd.grad(y.square().sum(), x)[0] for y in (ours, theirs)), atol=1e-12)
 
 
 def test_residual_projections_start_smaller_by_the_square_root_of_twice_the_layers():
