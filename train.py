@@ -686,16 +686,18 @@ def on_signals(handler):
 
 @dataclass(frozen=True)
 class Task:
-    """A job and what a process needs to run it: the sources to prepare (for a base), the checkpoint to start from."""
+    """A job and what a process needs to run it: its base in BASES, the sources to prepare (for a base), the checkpoint to
+    start from."""
     settings: Settings
     job: Job
     folder: Path
+    base: str = ""
     sources: tuple = ()
     start: str = ""
 
     @property
     def name(self):
-        return f"{self.settings.seed} {self.job.arm.base or ''} {self.job.name}".replace("  ", " ")
+        return " ".join([str(self.settings.seed), *[self.base] * bool(self.base), self.job.name])
 
     def steps_done(self):
         ckpt = newest(self.folder / f"{self.job.name}.pt")
@@ -1015,7 +1017,7 @@ def plan(s):
                                              *(x for _, x in used)]))
 
     def task(i, base, job, **more):
-        return Task(s.run(i, base), job, Path("runs") / s.name / f"seed{s.seed + i}" / base, **more)
+        return Task(s.run(i, base), job, Path("runs") / s.name / f"seed{s.seed + i}" / base, base, **more)
 
     def arm(i, name, start):
         one = task(i, ARMS[name].base, arm_job(s, name))

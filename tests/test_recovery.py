@@ -146,6 +146,25 @@ def test_ctrl_c_during_an_evaluation_ends_at_once_and_the_row_is_measured_when_t
     assert rows == whole[0] and checksum(load_checkpoint(tmp_path / "run/ema.pt")) == checksum(whole[1])
 
 
+def test_a_run_stopped_in_its_last_evaluation_is_not_finished_until_that_row_is_there(smoke, whole, tmp_path, monkeypatch):
+    s, folder = smoke
+    shutil.copytree(folder, tmp_path / "run")
+    evaluate = bench.evaluate
+
+    def interrupted(*args, full, **kwargs):
+        if full and (tmp_path / "run/ema.jsonl").read_text().count("\n") > 1:
+            raise KeyboardInterrupt
+        return evaluate(*args, full=full, **kwargs)
+
+    task = train.Task(s, train.arm_job(s, "ema"), tmp_path / "run", start=str(folder / "base.pt"))
+    monkeypatch.setattr(bench, "evaluate", interrupted)
+    train.train_task(task)
+    assert task.steps_done() == s.steps and not task.finished()
+    monkeypatch.setattr(bench, "evaluate", evaluate)
+    train.train_task(task)
+    assert task.finished() and load_checkpoint(tmp_path / "run/ema.pt")["rows"] == whole[0]
+
+
 def test_a_killed_child_is_named_the_others_finish_and_a_rerun_does_only_what_is_missing(study, tmp_path, call):
     shutil.copytree(study[0] / "runs", tmp_path / "runs")
     folder = tmp_path / "runs/smoke/seed2026"

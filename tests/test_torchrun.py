@@ -58,3 +58,13 @@ def test_micro_batches_cover_the_batch_once_and_their_shares_average_to_its_mean
             seen += xs[:, 0].tolist()
             mean += share * xs.double().mean().item() / world
     assert sorted(seen) == x[:, 0].tolist() and mean == pytest.approx(x.mean())
+
+
+def test_without_a_compiler_the_model_trains_uncompiled_and_says_so(tiny, monkeypatch, capsys):
+    def no_compiler(*_, **__):
+        raise RuntimeError("no C compiler")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    assert train.wrapped(tiny, "default", 2, 8) is tiny and train.wrapped(tiny, "", 2, 8) is tiny
+    assert "torch.compile failed (RuntimeError), going on without" in capsys.readouterr().err
+    assert all(p.grad is None for p in tiny.parameters())

@@ -267,6 +267,13 @@ def test_every_study_names_arms_and_bases_that_exist_and_pairs_of_its_own_arms()
     assert all(arm in train.STUDIES[of].arms for of, arm in claims)
 
 
+def test_no_two_tasks_of_a_study_have_one_name():
+    for name in train.STUDIES:
+        _, *tasks = train.plan(train.Settings(study=name, seeds=3))
+        names = [task.name for group in tasks for task in group]
+        assert len(set(names)) == len(names)
+
+
 def test_placement_arms_see_the_same_english_in_total(smoke):
     s, folder = smoke
     totals = []
