@@ -786,6 +786,10 @@ def run_tasks(tasks, title):
                                                     if n in losses and child.is_alive()), refresh=False)
     finally:  # also on Ctrl-C, which the children have received, too: they write a checkpoint and end
         for child in children.values():
+            child.join(timeout=5)
+        for child in children.values():
+            if child.is_alive():  # the signal came while it was starting, and was lost
+                child.terminate()
             child.join(timeout=30)
         bar.close()
     for task in unfinished:
@@ -807,10 +811,14 @@ def run_with_ranks(tasks, bar):
             if task.sources:
                 prepare(task.settings, task.folder, task.sources)
             before = bar.n - task.steps_done()
+
+            def tell(step, loss):
+                bar.update(before + step - bar.n)
+                bar.set_postfix_str(f"loss {task.name} {loss:.2f}", refresh=False)
+
             dist.broadcast_object_list([task])
             try:
-                train_task(task, lambda step, loss: (bar.update(before + step - bar.n),
-                                                     bar.set_postfix_str(f"loss {task.name} {loss:.2f}", refresh=False)))
+                train_task(task, tell)
             except ValueError as e:  # on all of them alike
                 failed[task.name] = e
             except RuntimeError as e:

@@ -28,7 +28,8 @@ def test_every_interval_that_the_readme_quotes_stands_in_a_report():
 
 def test_every_flag_in_the_readme_exists():
     flags = {f"--{name}" for name in train.Settings.__dataclass_fields__} | {"--sample", "--language", "--prompt", "--help"}
-    known = {"train.py": flags, "bench.py": {"--show", "--report", "--findings", "--copain", "--task", "--shots"},
+    known = {"train.py": flags, "bench.py": {"--show", "--report", "--findings", "--copain", "--task", "--shots",
+                                                   "--speed", "--growth", "--nanogpt"},
              "data.py": {"--name", "--tokenizer", "--field", "--errors"}, "model.py": {"--export"},
              "tests/soak.py": {"--kills"}}
     commands = re.findall(r"^ *python (\S+)(.*(?:\\\n.*)*)", README, re.M)
