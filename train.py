@@ -298,7 +298,7 @@ class Job:
 
 def base_job(s):
     return Job("base", Arm(s.base_curriculum), s.base_steps, s.base_batch_size, s.base_lr, s.base_warmup, s.base_steps,
-               0.0, s.muon_lr)
+               0.0, muon_lr=s.muon_lr)
 
 
 def arm_job(s, name):
