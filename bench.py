@@ -419,7 +419,7 @@ class Benchmark:
                 found = found or lists and _find(ids[keep[ids]], of_lists) or _find(ids, prompts)
             if found:
                 raise ValueError(f"benchmark leak: {self.tok.decode(found)!r} of a benchmark prompt occurs in the "
-                                 f"training source {name!r}; draw training lists with data.draw_training_list")
+                                 f"training source {name!r}: take it out of there, or out of the benchmark")
 
 
 def _find(ids, needles):
@@ -482,8 +482,8 @@ class Estimate:
 class Log:
     """metrics.jsonl: one row per arm, seed and step; only seeds that finished every arm enter a comparison."""
 
-    def __init__(self, rows):
-        self.rows = rows
+    def __init__(self, rows, label_chance=50.0):
+        self.rows, self.label_chance = rows, label_chance
         self.arms = list(dict.fromkeys(row["arm"] for row in rows))
         self.last = max((row["step"] for row in rows), default=0)
         ended = {arm: {r["seed"] for r in rows if r["arm"] == arm and r["step"] == self.last} for arm in self.arms}
@@ -592,9 +592,9 @@ def judge_c6(log):
     verdict, text = judge_repair(log, "ema")
     if "low-lr" in log.arms:
         control = log.paired(lambda e, low: e - low, ("ema", "copain"), ("low-lr", "copain"))
-        same = abs(control.mean) < CONTROL
         text += (f"; EMA - learning rate x 0.08 on Copain {control.text()} points: "
-                 + ("the small learning rate does the same" if same else "more than the small learning rate"))
+                 + ("the small learning rate does the same" if abs(control.mean) < CONTROL else
+                    f"{'more' if control.mean > 0 else 'less'} than the small learning rate"))
     return verdict, text
 
 
@@ -752,7 +752,8 @@ def _read(folder):
         last = max((row["step"] for row in rows), default=0)
         for n, row in enumerate(rows, 1):
             _check_row(row, f"row {n}", ends=row["step"] in (0, last))
-        log = Log(sorted(rows, key=lambda r: (order.index(r["arm"]), r["seed"], r["step"])))
+        log = Log(sorted(rows, key=lambda r: (order.index(r["arm"]), r["seed"], r["step"])),
+                  float(info.get("label_chance", 50)))
     except OSError as e:
         raise ValueError(f"{folder} is not the folder of a finished study ({e.strerror}: {e.filename}): run train.py "
                          "first, and give the folder that it names") from None
@@ -817,8 +818,9 @@ def report(folder):
         f"# Study `{info['study']}`", "", f"**{info['question']}**", "", *smoke,
         f"{_provenance(log, info)}. {spread[0].upper()}{spread[1:]}; at step {log.last} of the CPT.", "",
         *(f"Left out: {why}\n" for why in info["left_out"]), *notes, "![figure](figure.png)", "", *main, "",
-        f"Chance: Copain {copain_chance():.1f}% by copying a random element of the list, label task 50%, cloze task "
-        "25%.", "",
+        f"Chance: Copain {copain_chance():.1f}% by copying a random element of the list"
+        + f", label task {log.label_chance:.0f}%" * log.has("label_target")
+        + ", cloze task 25%" * log.has("cloze_target") + ".", "",
         *(["## Verdicts", "", "Criteria were fixed before the run (bench.py, CLAIMS); te is the arm target+english, t "
            "the arm target. With several runs a comparison must hold for the whole 95% interval, paired by run.", "",
            *_markdown(["id", "claim", "criterion", "verdict", "measured"], [
@@ -927,7 +929,7 @@ def draw_curves(log, path, heading):
             ax.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
             ax.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
             ax.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
-        level = {"copain": copain_chance(), "label_target": 50.0}.get(key)
+        level = {"copain": copain_chance(), "label_target": log.label_chance}.get(key)
         if level is not None:
             ax.set_ylim(0, 103)
             ax.axhline(level, color="0.5", ls=":", lw=1)
@@ -966,7 +968,7 @@ def draw_ends(log, path, heading):
             ax.plot([e.low, e.high], [i, i], color="0.6", lw=2, zorder=1)
             ax.plot(list(log.at(log.arms[i], key).values()), [i] * len(log.seeds), "|", color="0.4", ms=7, zorder=1)
             ax.plot(e.mean, i, "o", color=COLOURS[i % len(COLOURS)], ms=7)
-        level = {"copain": copain_chance(), "label_target": 50.0}.get(key)
+        level = {"copain": copain_chance(), "label_target": log.label_chance}.get(key)
         if level is not None:
             ax.axvline(level, color="0.5", ls=":", lw=1)
             ax.set_xlim(0, 103)
@@ -1006,23 +1008,25 @@ def draw_ends(log, path, heading):
 # ------------------------------------------------------------------------------------------------------------- speed
 SIZES = {  # what --speed times: the shape, and rows of a batch on a CPU and on a GPU
     "toy": (dict(vocab_size=800, block_size=128, n_layer=4, n_head=4, n_embd=128), 32, 32),
-    "124M": (dict(), 1, 16)}
+    "124M": (dict(vocab_size=50304), 1, 16)}  # GPT-2's vocabulary, filled up to a multiple of 64
 PHASES = ["data", "forward", "backward", "clip", "optimizer", "EMA"]
 
 
 def step_phases(shape, rows, dtype, device, compile="", steps=20):
     """Trains a GPT of that shape on random tokens, as the arm `ema` does. Returns {phase: median milliseconds of a
-    step}, those of one evaluation among them, and the peak memory in MB as "MB"."""
+    step}, those of one evaluation among them; the mean of whole steps, which do not wait for the GPU after every phase,
+    as "step"; and the peak memory in MB as "MB"."""
     import train  # here, because train imports this file
     train.keep_freed_memory()
+    train.set_precision(device)
     s = train.Settings(device=device, dtype=dtype, **{k: v for k, v in shape.items() if k != "vocab_size"})
     model = GPT(GPTConfig(**shape)).to(device)
     T, job = model.config.block_size, train.arm_job(s, "ema")
     ids = np.random.default_rng(0).integers(0, 800, 1_000_000).astype(np.uint16)
     mixture = Mixture({"target": ids, "english": ids}, T, seed=0)
-    forward, optimizers = train.wrapped(model, compile, rows, T), train.make_optimizers(model, job, s)
-    ema, times, last = train.InLoopEMA(model, job.arm.ema_alpha), {name: [] for name in PHASES}, [0.0]
     autocast = torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
+    forward, optimizers = train.wrapped(model, compile, rows, T, autocast), train.make_optimizers(model, job, s)
+    ema, times, last = train.InLoopEMA(model, job.arm.ema_alpha), {name: [] for name in PHASES}, [0.0]
 
     def mark(phase):
         if device == "cuda":
@@ -1031,8 +1035,7 @@ def step_phases(shape, rows, dtype, device, compile="", steps=20):
         times.setdefault(phase, []).append(1000 * (now - last[0]))
         last[0] = now
 
-    for step in range(3 + steps):
-        mark("start")
+    def one_step(step, mark):
         x, y, _ = mixture.batch(step, rows, {"target": 0.8, "english": 0.2})
         ((x, y, _, _),) = train.micro_batches(x, y, 1, device)
         mark("data")
@@ -1049,14 +1052,22 @@ def step_phases(shape, rows, dtype, device, compile="", steps=20):
         mark("optimizer")
         ema.update(step + 1)
         mark("EMA")
+
+    for step in range(3 + steps):
+        mark("start")
+        one_step(step, mark)
+    mark("start")
+    for step in range(steps):
+        one_step(step, lambda phase: None)
+    mark("all steps")
     benchmark, before = small_benchmark(15, 15), {n: p.detach().clone() for n, p in model.named_parameters()}
     for _ in range(2):
         mark("start")
         with autocast:
             evaluate(model, benchmark, {"target": ids, "english": ids}, before, n_blocks=2, full=False)
         mark("evaluation")
-    medians = {k: float(np.median(v[3:] if k in PHASES else v[1:])) for k, v in times.items() if k != "start"}
-    return medians | {"MB": torch.cuda.max_memory_allocated() / 1e6 if device == "cuda" else peak_memory()}
+    medians = {k: float(np.median(times[k][3:])) for k in PHASES} | {"evaluation": times["evaluation"][1]}
+    return medians | {"step": times["all steps"][0] / steps, "MB": torch.cuda.max_memory_allocated() / 1e6 if device == "cuda" else peak_memory()}
 
 
 def peak_memory():
@@ -1075,6 +1086,8 @@ def small_benchmark(n, n_cloze):
 
 def matmul_ceiling(dtype, device):
     """The most FLOP/s that a product of two square matrices reached here: the best of five tries at three sizes."""
+    import train
+    train.set_precision(device)
     best = 0.0
     for n in (4096, 8192, 16384) if device == "cuda" else (512, 1024, 2048):
         a = torch.ones(n, n, dtype=getattr(torch, dtype), device=device)
@@ -1092,6 +1105,8 @@ def beside(folder, shape, rows, dtype, device, compile="", steps=30):
     process: forward, backward, clip, optimizer, with batches, shape and threads alike. Two lists."""
     import train
     train.keep_freed_memory()
+    train.set_precision(device)
+    autocast = torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
     spec = importlib.util.spec_from_file_location("nanogpt", Path(folder) / "model.py")
     theirs = importlib.util.module_from_spec(spec)
     sys.modules["nanogpt"] = theirs  # its dataclass wants to find its module
@@ -1101,15 +1116,15 @@ def beside(folder, shape, rows, dtype, device, compile="", steps=30):
         its_optimizer = other.configure_optimizers(0.1, 1e-3, (0.9, 0.95), device)
     model = GPT(GPTConfig(**shape)).to(device)
     s = train.Settings(device=device, dtype=dtype)
-    pairs = [(train.wrapped(model, compile, rows, model.config.block_size),
+    pairs = [(train.wrapped(model, compile, rows, model.config.block_size, autocast),
               *train.make_optimizers(model, train.arm_job(s, "target"), s)),
-             (train.wrapped(other, compile, rows, model.config.block_size), its_optimizer)]
+             (train.wrapped(other, compile, rows, model.config.block_size, autocast), its_optimizer)]
     x = torch.randint(model.config.vocab_size, (rows, model.config.block_size), device=device)
     times = [], []
     for step in range(3 + steps):
         for (forward, optimizer), of in zip(pairs, times):
             start = time.perf_counter()
-            with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+            with autocast:
                 loss = forward(x, x)[1]
             loss.backward()
             torch.nn.utils.clip_grad_norm_(forward.parameters(), 1.0)
@@ -1151,14 +1166,15 @@ def speed(device, nanogpt="", compile=""):
             with torch.device("meta"):
                 n = GPT(config).num_params() - config.block_size * config.n_embd
             flop = B * config.block_size * (6 * n + 12 * config.n_layer * config.n_embd * config.block_size)
-            whole = sum(ms[phase] for phase in PHASES)
+            whole = ms["step"]
             rows.append([size, dtype, f"{B} x {config.block_size}", f"{1000 * B * config.block_size / whole:,.0f}",
                          f"{whole:.1f}", *(f"{ms[phase]:.2f}" for phase in PHASES), f"{ms['evaluation']:.0f}",
                          f"{ms['MB']:,.0f}", f"{flop / whole / 1e6:,.1f}", f"{1000 * flop / whole / ceiling:.0%}"])
             if nanogpt:
                 ours, theirs = (np.median(x) for x in alone(beside, nanogpt, shape, B, dtype, device, compile, steps))
                 ratios.append([size, dtype, f"{ours:.1f}", f"{theirs:.1f}", f"{theirs / ours:.2f}"])
-    yield from ["", *_markdown(heading, rows), "", "Medians over steps. FLOP: 6 a weight and token, and attention's 12 "
+    yield from ["", *_markdown(heading, rows), "", "Milliseconds a step and tokens/s: the mean of whole steps in a "
+                "row; their parts, each waited for: medians over steps. FLOP: 6 a weight and token, and attention's 12 "
                 "n_layer n_embd block_size a token. One evaluation: 35 Copain and 10 label items, a block a language."]
     if nanogpt:
         yield from ["", *_markdown(["shape", "dtype", "ms a step", "nanoGPT's", "times as fast"], ratios), "",
@@ -1174,7 +1190,7 @@ def growth(device):
         ms = alone(step_phases, shape, 8, "float32", device, "", 5)
         with torch.device("meta"):
             n = GPT(GPTConfig(**shape)).num_params()
-        whole = sum(ms[phase] for phase in PHASES)
+        whole = ms["step"]
         rows.append([f"{n / 1e6:.2f}M", f"{whole:.1f}", f"{1000 * 8 * 128 / whole:,.0f}", f"{ms['MB']:,.0f}"])
     yield from ["Model size, batches of 8 x 128, float32", "",
                 *_markdown(["parameters", "ms a step", "tokens/s", "peak MB"], rows)]
@@ -1276,10 +1292,9 @@ def main():
                                  f"{model.config.vocab_size}: they do not belong together")
         else:
             ckpt = load_checkpoint(flags.model)
-            if ckpt["job"]["arm"]["shadow"]:
-                ckpt["model"] |= ckpt["ema"]
             model, tok = model_from_checkpoint(ckpt), Tokenizer.from_json(ckpt["tokenizer"])
             print(f"{flags.model}: {ckpt['job']['name']}, step {ckpt['step']}")
+        model.to(device)
         if flags.copain or flags.task:
             row = score_files(model, tok, flags.copain, flags.task, flags.shots, flags.shots_from)
         elif Path(flags.model).is_dir():

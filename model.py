@@ -159,7 +159,7 @@ class GPT(nn.Module):
         return logits, loss
 
     @torch.no_grad()
-    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, generator=None):
+    def generate(self, idx, max_new_tokens, temperature=1.0, generator=None):
         """Appends max_new_tokens sampled tokens to idx (B, T) and returns (B, T + max_new_tokens); temperature 0 is
         greedy. A context longer than block_size is cut from the left."""
         for _ in range(max_new_tokens):
@@ -168,9 +168,6 @@ class GPT(nn.Module):
             if temperature == 0:
                 nxt = logits.argmax(-1, keepdim=True)
             else:
-                if top_k is not None:
-                    kth = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
-                    logits = logits.masked_fill(logits < kth, float("-inf"))
                 nxt = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
             idx = torch.cat((idx, nxt), dim=1)
         return idx
@@ -277,12 +274,13 @@ def load_checkpoint(path):
 
 
 def model_from_checkpoint(ckpt):
-    """The GPT that such a dict holds, with LoRA merged where it has some."""
+    """The GPT that such a dict holds, as it was evaluated: with LoRA merged, with the average of a shadow EMA."""
     model = GPT(GPTConfig(**ckpt["config"]))
     rank = next((p.size(0) for name, p in ckpt["model"].items() if name.endswith("lora_A")), 0)
     if rank:
         add_lora(model, rank)
-    model.load_state_dict(ckpt["model"])
+    shadow = "job" in ckpt and ckpt["job"]["arm"]["shadow"]
+    model.load_state_dict(ckpt["model"] | ckpt["ema"] if shadow else ckpt["model"])
     return merge_lora(model)
 
 

@@ -22,13 +22,14 @@ import ctypes
 import dataclasses
 import difflib
 import functools
+import hashlib
 import json
 import math
 import multiprocessing as mp
 import os
 import platform
-import queue
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -37,6 +38,7 @@ import time
 import traceback
 import zlib
 from dataclasses import asdict, dataclass
+from multiprocessing import connection
 from pathlib import Path
 from random import Random
 
@@ -242,7 +244,7 @@ class Settings:
     device: str = ""              # cpu or cuda; by default cuda where it is found
     dtype: str = ""               # float32 or bfloat16; by default bfloat16 where the hardware is fast at it
     processes: int = 0            # bases or arms that run at once; by default one more than there are cores
-    compile: str = ""             # a mode of torch.compile: default, reduce-overhead, max-autotune; by default none
+    compile: str = ""             # one of COMPILE_MODES, for torch.compile; by default none
     checkpoint_every: int = 250   # steps between checkpoints
 
     def world(self):
@@ -273,6 +275,9 @@ PRESETS = {
                   steps=24, batch_size=8, gate_copain=0, gate_label=0, gate_cloze=0, copain_items=10, label_items=20,
                   cloze_items=20, validation_blocks=8, checkpoint_every=10),
 }
+
+
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
 @dataclass(frozen=True)
@@ -362,15 +367,29 @@ def write_lines(path, rows):
 
 
 def newest(path):
-    """The checkpoint at path, or if that is damaged or missing the one before it; None if there is neither."""
+    """The checkpoint at path, or if that is damaged or missing the one before it, which then takes its place; None if
+    there is neither."""
     for p in (path, previous(path)):
         try:
             if p.exists():
-                return load_checkpoint(p)
+                ckpt = load_checkpoint(p)
+                os.replace(p, path)
+                return ckpt
         except ValueError as e:
             damaged = p.with_suffix(".damaged")
             os.replace(p, damaged)
             print(f"warning: {e}. It is now {damaged.name}; going on from what was saved before it", file=sys.stderr)
+
+
+def so_far(path):
+    """{step, rows, job, settings} of the newest checkpoint at path, None if there is none; a file is read once."""
+    return _so_far(path.absolute(), path.stat().st_mtime_ns) if path.exists() else _so_far.__wrapped__(path, 0)
+
+
+@functools.cache
+def _so_far(path, written):
+    ckpt = newest(path)
+    return ckpt and {key: ckpt[key] for key in ("step", "rows", "job", "settings")}
 
 
 @contextlib.contextmanager
@@ -480,14 +499,17 @@ def any_rank(flag, device):
     return flag if ranks()[1] == 1 else mean_over_ranks(torch.tensor(float(flag), device=device)).item() > 0
 
 
-def wrapped(model, mode, rows, block_size):
+def wrapped(model, mode, rows, block_size, autocast=contextlib.nullcontext()):
     """model for the forward passes of training, with the same weights: through torch.compile where a mode of it is
-    given, unless that fails on an empty batch of `rows`, as it does without a compiler; and data-parallel."""
+    given, unless that fails on a batch of `rows` zeros, as it does without a compiler; and data-parallel."""
     out, device = model, next(model.parameters()).device
     if mode:
         try:
-            out, idx = torch.compile(model, mode=mode), torch.zeros(rows, block_size, dtype=torch.long, device=device)
-            out(idx, idx)[1].backward()
+            out = torch.compile(model, mode=mode)
+            x, y = torch.zeros(rows, 2, block_size, dtype=torch.long, device=device).unbind(1)  # as micro_batches gives
+            with autocast:
+                loss = out(x, y)[1]
+            loss.backward()
             model.zero_grad()
         except Exception as e:
             print(f"warning: torch.compile failed ({type(e).__name__}), going on without", file=sys.stderr)
@@ -503,6 +525,8 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
     evaluation) is called now and then; when stopping() turns true, a checkpoint is written and the rows so far return.
     """
     path, device, (rank, world) = folder / f"{job.name}.pt", s.device, ranks()
+    if job.batch_size < world:
+        raise ValueError(f"a batch of {job.batch_size} rows cannot be cut for {world} processes: start fewer")
     tok = Tokenizer.from_json((folder / "tokenizer.json").read_text())
     curriculum = Curriculum(job.arm.curriculum)
     mixture = Mixture(open_data(s, folder, "train", curriculum.shapes, tok.dtype), s.block_size,
@@ -523,19 +547,17 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
     model.to(device)
     for name, p in model.named_parameters():
         p.requires_grad_(bool(re.search(job.arm.trained, name)))
-    forward = wrapped(model, s.compile, job.batch_size // max(s.accumulate, world), s.block_size)
+    autocast = torch.autocast(device, torch.bfloat16, enabled=s.dtype == "bfloat16")
+    forward = wrapped(model, s.compile, job.batch_size // max(s.accumulate, world), s.block_size, autocast)
     optimizers = make_optimizers(model, job, s)
     ema = (ShadowEMA if job.arm.shadow else InLoopEMA)(model, job.arm.ema_alpha, job.arm.ema_every)
     ema = ema if job.arm.ema_alpha else None
-    autocast = torch.autocast(device, torch.bfloat16, enabled=s.dtype == "bfloat16")
     start, rows, tokens = 0, [], dict.fromkeys(mixture.sources, 0)
     losses, n_losses = torch.zeros(2, device=device), 0  # since the last evaluation: sum and maximum, on the device
 
     ckpt = newest(path)
     if ckpt:
-        differ = differences({**ckpt["settings"], **ckpt["job"]}, {**asdict(s), **asdict(job)})
-        if differ:
-            raise ValueError(f"{path} was made by other settings: {differ}: choose another --name")
+        check_same(path, ckpt, s, job)
         start, rows, tokens, n_losses = ckpt["step"], ckpt["rows"], ckpt["tokens"], ckpt["n_losses"]
         losses.copy_(torch.tensor(ckpt["losses"]))
         model.load_state_dict(ckpt["model"])
@@ -552,7 +574,9 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
                "settings": settings_hash(s), "step": step, "lr": job.lr * lr_factor(step, job),
                "train_loss": loss, "train_loss_max": losses[1].item() or None,
                **{f"tokens_{k}": n for k, n in tokens.items()}}
-        if base and step == 0 and base["benchmark"] == s.benchmark_arguments():  # measured when the base ended
+        if step == 0 and base and base["benchmark"] == s.benchmark_arguments() and all(
+                base["settings"][k] == getattr(s, k) for k in ("source", "validation_blocks", "dtype")):
+            # measured when the base ended
             return {**base["rows"][-1], **row, "shift_l2": 0.0, "shift_relative": 0.0}
         whole = merge_lora(copy.deepcopy(model)) if job.arm.lora_rank else model
         with autocast, ema.applied() if job.arm.shadow else contextlib.nullcontext():
@@ -584,13 +608,15 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
         if step in job.evaluate_at() and all(row["step"] < step for row in rows):
             try:
                 with signals_interrupt():
-                    rows.append(measure(step))
+                    row = measure(step)
+            except KeyboardInterrupt:  # the row is measured again when the run goes on
+                interrupted = True
+            else:
+                rows.append(row)
                 if rank == 0:
                     write_lines(path.with_suffix(".jsonl"), rows)
                 losses.zero_()
                 n_losses = 0
-            except KeyboardInterrupt:  # the row is measured again when the run goes on
-                interrupted = True
         ending = any_rank(interrupted or stopping(), device) or step == job.steps
         if ending or (step > start and step % s.checkpoint_every == 0):
             save(step)
@@ -626,8 +652,9 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
             tell(step + 1, mean_loss(step + 1))
 
 
+# of no effect on a number, but for rounding, or compared as a field of the job's arm
 NOT_COMPARED = {"name", "preset", "study", "seeds", "only", "weights", "curriculum", "ema_alpha",
-                "ema_every", "init", "processes", "checkpoint_every"}  # of no effect on a number
+                "ema_every", "processes", "checkpoint_every"}
 VARIED = {"seed", "data_seed", "bench_seed", "base_curriculum", "target_order", "cognates"}  # within a study
 
 
@@ -636,6 +663,14 @@ def differences(old, new):
     old, new = (json.loads(json.dumps(x)) for x in (old, new))
     return "; ".join(f"{k} {old.get(k)!r} there, {new.get(k)!r} here" for k in {**old, **new}
                      if k not in NOT_COMPARED and old.get(k) != new.get(k))
+
+
+def check_same(path, ckpt, s, job):
+    """Raises ValueError if a checkpoint, or what so_far() returns of it, was made by other settings or another job."""
+    everything = lambda s, job: s | job | {f"arm's {k}": v for k, v in job["arm"].items()} | {"arm": ""}
+    differ = differences(everything(ckpt["settings"], ckpt["job"]), everything(asdict(s), asdict(job)))
+    if differ:
+        raise ValueError(f"{path} was made by other settings: {differ}: choose another --name")
 
 
 def settings_hash(s):
@@ -654,8 +689,14 @@ def keep_freed_memory():
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):
             libc = ctypes.CDLL(None)
+            libc.mallopt(M_MMAP_THRESHOLD, 2 ** 30) or libc.mallopt(M_MMAP_THRESHOLD, 2 ** 25)  # old ones take no more
             libc.mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)
-            libc.mallopt(M_MMAP_THRESHOLD, 2 ** 30)
+
+
+def set_precision(device):
+    """Lets a GPU multiply float32 matrices as TF32."""
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")
 
 
 @contextlib.contextmanager
@@ -699,13 +740,17 @@ class Task:
     def name(self):
         return " ".join([str(self.settings.seed), *[self.base] * bool(self.base), self.job.name])
 
-    def steps_done(self):
-        ckpt = newest(self.folder / f"{self.job.name}.pt")
-        return ckpt["step"] if ckpt else 0
+    def so_far(self):
+        """What so_far() returns of its checkpoint, step 0 if it has none. Raises ValueError if that is of other settings."""
+        path = self.folder / f"{self.job.name}.pt"
+        ckpt = so_far(path)
+        if ckpt:
+            check_same(path, ckpt, self.settings, self.job)
+        return ckpt or {"step": 0, "rows": []}
 
     def finished(self):
-        ckpt = newest(self.folder / f"{self.job.name}.pt")
-        return bool(ckpt and ckpt["rows"] and ckpt["rows"][-1]["step"] == self.job.steps) and all(
+        rows = self.so_far()["rows"]
+        return bool(rows and rows[-1]["step"] == self.job.steps) and all(
             (self.folder / "data" / f"{name}_train.bin").exists() for name in self.sources
             if self.settings.corpora().get(name, name) in SOURCES)
 
@@ -713,45 +758,46 @@ class Task:
 def train_task(task, tell=lambda *_: None):
     """Trains one task, as long as no signal comes and the parent process lives."""
     keep_freed_memory()
-    if task.settings.device == "cuda":
-        torch.set_float32_matmul_precision("high")
+    set_precision(task.settings.device)
     parent = mp.parent_process()
     with stop_on_signal() as stopped:
         train(task.settings, task.job, task.folder, load_start(task.start) if task.start else None, tell,
               lambda: stopped() or bool(parent and not parent.is_alive()))
 
 
-def run_task(task, threads, messages, gpu=0):
-    """The body of a child process. Sends (task's name, step, loss), at a user's error (name, -1, the message). Whatever
-    else goes wrong leaves its traceback in NAME.log."""
+def run_task(task, threads, pipe, gpu=0):
+    """The body of a child process. Sends (step, loss) into the pipe, at a user's error (-1, the message). Whatever else
+    goes wrong leaves its traceback in NAME.log."""
     torch.set_num_threads(threads)
     if task.settings.device == "cuda":
         torch.cuda.set_device(gpu)
-    parent, log = mp.parent_process(), task.folder / f"{task.job.name}.log"
+    log = task.folder / f"{task.job.name}.log"
+
+    def tell(*news):
+        with contextlib.suppress(OSError):  # the parent process was killed, and this one is about to end
+            pipe.send(news)
+
     try:
         with owned(task.folder / f".{task.job.name}.lock", wait=60):  # an orphan of a killed run may be ending
             with signals_interrupt():
                 if task.sources:
                     prepare(task.settings, task.folder, task.sources)
-            train_task(task, lambda *news: messages.put((task.name, *news)))
+            train_task(task, tell)
     except (ValueError, OSError) as e:
-        messages.put((task.name, -1, str(e)))
+        tell(-1, str(e))
         sys.exit(2)
     except KeyboardInterrupt:
         pass
     except BaseException:
         log.write_text(traceback.format_exc())
         raise SystemExit(1) from None
-    finally:
-        if not parent.is_alive():
-            messages.cancel_join_thread()  # nobody reads them any more
 
 
 def run_tasks(tasks, title):
     """Runs the tasks that are not finished, several side by side, a process each, under one progress bar. One that
     fails does not stop the others. Returns {name of a failed task: ValueError if a user's mistake, else
     ChildProcessError}; raises KeyboardInterrupt if stopped."""
-    done = {task.name: task.steps_done() for task in tasks}
+    done = {task.name: task.so_far()["step"] for task in tasks}
     total, waiting = sum(task.job.steps for task in tasks), [task for task in tasks if not task.finished()]
     if not waiting:
         return {}
@@ -760,27 +806,37 @@ def run_tasks(tasks, title):
     context = mp.get_context("forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn")
     if context.get_start_method() == "forkserver":
         context.set_forkserver_preload(["train", "torch._dynamo"])  # imported once; the optimizers need the latter
-    messages, children, unfinished = context.Queue(), {}, list(waiting)
+    children, gpu_of, pipes, unfinished = {}, {}, {}, list(waiting)  # pipes: {what a child's news come from: its name}
     cores, gpus = torch.get_num_threads(), max(1, torch.cuda.device_count())
     at_once = tasks[0].settings.processes or cores + 1  # one more than cores, so that none idles at the end
     threads = max(1, cores // min(at_once, len(tasks)))  # not of those waiting: a rerun is to round as the first run
     losses, failed = {}, {}
     bar = progress_bar(title, total, sum(done.values()))
     try:
-        while waiting or any(child.is_alive() for child in children.values()) or not messages.empty():
-            while waiting and sum(child.is_alive() for child in children.values()) < at_once:
+        while waiting or pipes:
+            alive = [name for name, child in children.items() if child.is_alive()]
+            if waiting and len(alive) < at_once:
                 task = waiting.pop(0)
+                gpu_of[task.name] = min(range(gpus), key=[gpu_of[name] for name in alive].count)
+                source, sink = context.Pipe(duplex=False)
                 children[task.name] = context.Process(
-                    target=run_task, args=(task, threads, messages, len(children) % gpus), daemon=True)
+                    target=run_task, args=(task, threads, sink, gpu_of[task.name]), daemon=True)
                 children[task.name].start()
-            try:
-                name, step, news = messages.get(timeout=0.2)
-            except queue.Empty:
+                sink.close()  # the child has the other copy; when it ends, however, the source does
+                pipes[source] = task.name
                 continue
-            if step < 0:
-                failed[name] = ValueError(news)
-                continue
-            losses[name], done[name] = news, step
+            for source in connection.wait(list(pipes), timeout=0.2):
+                name = pipes[source]
+                try:
+                    step, news = source.recv()
+                except (EOFError, OSError):
+                    del pipes[source]
+                    children[name].join()
+                    continue
+                if step < 0:
+                    failed[name] = ValueError(news)
+                else:
+                    losses[name], done[name] = news, step
             bar.update(sum(done.values()) - bar.n)
             bar.set_postfix_str("loss " + ", ".join(f"{n} {losses[n]:.2f}" for n, child in children.items()
                                                     if n in losses and child.is_alive()), refresh=False)
@@ -810,7 +866,7 @@ def run_with_ranks(tasks, bar):
         for task in tasks:
             if task.sources:
                 prepare(task.settings, task.folder, task.sources)
-            before = bar.n - task.steps_done()
+            before = bar.n - task.so_far()["step"]
 
             def tell(step, loss):
                 bar.update(before + step - bar.n)
@@ -822,8 +878,10 @@ def run_with_ranks(tasks, bar):
             except ValueError as e:  # on all of them alike
                 failed[task.name] = e
             except RuntimeError as e:
-                raise ChildProcessError(f"{task.name}: a process of this run failed ({str(e).splitlines()[0]}): rerun "
-                                        "the same command to go on from the last checkpoint") from None
+                log = task.folder / f"{task.job.name}.log"
+                log.write_text(traceback.format_exc())
+                raise ChildProcessError(f"{task.name}: a process of this run failed ({str(e).splitlines()[0]}), see "
+                                        f"{log}: rerun the same command to go on from the last checkpoint") from None
             if task.name not in failed and not task.finished():
                 raise KeyboardInterrupt
     return failed
@@ -831,8 +889,8 @@ def run_with_ranks(tasks, bar):
 
 def follow():
     """What every process of torchrun but the first does: it trains the tasks that the first one sends, None at the end.
-    What goes wrong, the first one says."""
-    with contextlib.suppress(RuntimeError):
+    A user's error is the same on all of them, and the first one says it."""
+    try:
         while True:
             box = [None]
             dist.broadcast_object_list(box)
@@ -840,18 +898,24 @@ def follow():
                 return
             with contextlib.suppress(ValueError):
                 train_task(box[0])
-    sys.exit(1)
+    except RuntimeError as e:
+        raise ChildProcessError(f"process {dist.get_rank()}: {str(e).splitlines()[0]}") from None
 
 
 @contextlib.contextmanager
-def torchrun():
-    """Within the block, under torchrun, its processes are one group; yields whether this is one that follows."""
+def torchrun(device):
+    """Within the block, under torchrun, its processes are one group; yields whether this is one that follows. device:
+    the user's choice, or ''."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield False
         return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if device != "cpu" and torch.cuda.is_available():
+        local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= gpus:
+            raise ValueError(f"torchrun started a process {local + 1} where there are {gpus} GPUs: give "
+                             f"--nproc_per_node={gpus}")
+        torch.cuda.set_device(local)
+    dist.init_process_group()  # by default gloo for what is on the CPU, and NCCL for what is on GPUs
     yield dist.get_rank() > 0
     if dist.get_rank() == 0:
         dist.broadcast_object_list([None])
@@ -876,12 +940,15 @@ def gate(s, rows):
 
 # -------------------------------------------------------------------------------------------------------- the study
 def find_machine(s):
-    """Fills in device and dtype where the user left them open, sets torch up, and says why."""
+    """Fills in device and dtype where the user left them open, the latter as the run's folder has it, sets torch up, and
+    says why. Returns what the record of a run says of the machine."""
     found = "cuda" if torch.cuda.is_available() else "cpu"
     s.device = s.device or found
     if s.device not in ("cpu", "cuda") or (s.device == "cuda" and found == "cpu"):
         raise ValueError(f"device {s.device!r} is not available here; found {found}: leave --device out")
-    why = "as given"
+    why = "as given" if s.dtype else "as this run began"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        s.dtype = s.dtype or json.loads(Path("runs", s.name, "settings.json").read_text())["settings"]["dtype"]
     if not s.dtype:
         if s.device == "cuda":
             s.dtype, why = "bfloat16", "the GPU is fast at it"
@@ -891,7 +958,7 @@ def find_machine(s):
             why = f"this CPU multiplies bfloat16 matrices {ratio:.2g} times as fast as float32"
     if s.dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype {s.dtype!r} is not known: float32 or bfloat16")
-    torch.set_float32_matmul_precision("high")
+    set_precision(s.device)
     name = torch.cuda.get_device_name() if s.device == "cuda" else _cpu_name()
     print(f"device {s.device} ({name}), {torch.get_num_threads()} threads; {s.dtype} ({why})")
     return {"processor": name, "cores": os.cpu_count(), "python": platform.python_version(),
@@ -933,7 +1000,7 @@ def say_plan(s, bases, arms):
             model(x, x)[1].backward()
         model.transformer.wpe.weight.grad.sum().item()
         seconds.append(time.perf_counter() - start)
-    left = sum((task.job.steps - task.steps_done()) * task.job.batch_size * s.block_size for task in [*bases, *arms])
+    left = sum((task.job.steps - task.so_far()["step"]) * task.job.batch_size * s.block_size for task in [*bases, *arms])
     minutes = left * sorted(seconds)[1] / x.numel() * 1.2 / 60
 
     def of(tasks, what):
@@ -945,11 +1012,25 @@ def say_plan(s, bases, arms):
           f"{of(bases, 'base')}; {of(arms, 'arm')}; about {math.ceil(minutes)} min")
 
 
+def given_files(s):
+    """The files outside the run's folder that a study rests on: base, manifests of the sources, multiple choice."""
+    init = Path(s.init)
+    weights = next((file for file in (init / "model.safetensors", init / "pytorch_model.bin") if file.exists()), init)
+    return [weights] * bool(s.init) + [Path(where) / "manifest.json" for where in s.corpora().values()
+                                       if where not in SOURCES] + [Path(s.task)] * bool(s.task)
+
+
+def digest(file):
+    """The first digits of its SHA-256."""
+    return hashlib.sha256(np.memmap(file, mode="r")).hexdigest()[:16]
+
+
 def open_run(s, run, machine):
     """Makes the run's folder and records settings, machine and commit in it; or checks that it belongs to the same
     settings, and adds this machine and commit if they are others. Returns the record."""
     path = run / "settings.json"
     info = {"settings": json.loads(json.dumps(asdict(s))), "machines": [machine], "commits": [code_version()]}
+    info["settings"] |= {f"contents of {file}": digest(file) for file in given_files(s)}
     if path.exists():
         try:
             old = json.loads(path.read_text())
@@ -976,12 +1057,13 @@ def write_study(s, out, names, record, left_out):
     rows = []
     for name in names:
         for i in range(s.seeds):
-            log = out.parent / f"seed{s.seed + i}" / ARMS[name].base / f"{name}.jsonl"
-            if log.exists():
-                rows += [json.loads(line) for line in log.read_text().splitlines()]
+            ckpt = so_far(out.parent / f"seed{s.seed + i}" / ARMS[name].base / f"{name}.pt")
+            rows += ckpt["rows"] if ckpt else []
     write_lines(out / "metrics.jsonl", rows)
     info = {"study": s.study, "question": study.question, "pairs": study.pairs or [(n, names[0]) for n in names[1:]],
             "arms": {n: asdict(ARMS[n]) for n in names}, "left_out": left_out, **record, "settings": asdict(s)}
+    if s.task:  # what guessing gets right of it, percent
+        info["label_chance"] = 100 * float(np.mean([1 / len(x.choices) for x in bench.read_choices(s.task, s.shots)]))
     write_atomically(path, lambda p: p.write_text(json.dumps(info, indent=1) + "\n"))
     return bool(rows)
 
@@ -996,8 +1078,11 @@ def plan(s):
         for field in ("seed", "max_integer", "list_lengths", "target_order", "cognates", "vocab_size", "n_layer",
                       "n_head", "n_embd", "block_size") if "settings" in base else ():
             setattr(s, field, base["settings"][field])
-        if "settings" not in base and not s.source:
-            raise ValueError(f"{s.init} is a GPT-2, for real text: give prepared sources as --source NAME=FOLDER")
+        if "settings" not in base:
+            if not s.source:
+                raise ValueError(f"{s.init} is a GPT-2, for real text: give prepared sources as --source NAME=FOLDER")
+            for field in ("vocab_size", "n_layer", "n_head", "n_embd"):
+                setattr(s, field, base["config"][field])
         other = [name for name in names if ARMS[name].base]
         if other or s.seeds > 1:
             raise ValueError("--init gives one base for one run, but " + (f"arm {other[0]!r} starts from another" if
@@ -1071,7 +1156,7 @@ def study(s):
         for task in bases:
             try:
                 if task.name not in failed:
-                    gate(task.settings, load_checkpoint(task.folder / "base.pt")["rows"])
+                    gate(task.settings, task.so_far()["rows"])
             except ValueError as e:
                 left_out[task.folder] = e
                 print(f"left out: {e}")
@@ -1170,7 +1255,7 @@ def parse_flags(argv):
             "checkpoint_every"), 1)
         | dict(documents=100, vocab_size=300, max_integer=max(9, 2 * max(lengths))))
     at_most = dict(vocab_size=1 << 16, copain_items=10_000, max_integer=10_000,
-                   accumulate=min(s.batch_size, s.base_batch_size))
+                   accumulate=s.batch_size if s.init else min(s.batch_size, s.base_batch_size))
     for name, floor in at_least.items():
         if not floor <= getattr(s, name) <= at_most.get(name, 10 ** 12):
             raise ValueError(f"--{name} is {getattr(s, name)}, expected a number from {floor} to "
@@ -1181,6 +1266,8 @@ def parse_flags(argv):
     for name, top in (("warmup", 1), ("lr_until", 1), ("lr_floor", 1), ("cognates", 0.8)):
         if not 0 <= getattr(s, name) <= top:
             raise ValueError(f"--{name} is {getattr(s, name)}, expected a share from 0 to {top}")
+    if s.compile not in ("", *COMPILE_MODES):
+        raise ValueError(f"--compile is {s.compile!r}, expected one of {', '.join(COMPILE_MODES)}")
     GPTConfig(s.vocab_size, s.block_size, s.n_layer, s.n_head, s.n_embd)
     return s, flags
 
@@ -1188,7 +1275,7 @@ def parse_flags(argv):
 def main(argv=None):
     try:
         s, flags = parse_flags(sys.argv[1:] if argv is None else argv)
-        with torchrun() as follows:
+        with torchrun(s.device) as follows:
             if flags.sample:
                 sample(flags.sample, flags.language, flags.prompt)
             elif follows:
@@ -1198,7 +1285,8 @@ def main(argv=None):
     except (ValueError, OSError) as e:
         refuse(e, code=1 if isinstance(e, ChildProcessError) else 2)
     except KeyboardInterrupt:
-        print(f"\nstopped; to continue: python train.py {' '.join(sys.argv[1:])}", file=sys.stderr)
+        print("\nstopped; to continue: " + ("the same torchrun command" if "TORCHELASTIC_RUN_ID" in os.environ else
+                                            f"python train.py {shlex.join(sys.argv[1:])}"), file=sys.stderr)
         sys.exit(130)
 
 

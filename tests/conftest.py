@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ["PYTHONPATH"] = str(ROOT)  # for the child processes
 
+import bench  # noqa: E402
 import train  # noqa: E402
 from data import Tokenizer, World, train_bpe, write_corpus  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
@@ -68,6 +69,7 @@ def call(monkeypatch, capsys):
     def run(folder, script, *flags):
         monkeypatch.chdir(folder)
         monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
+        monkeypatch.setattr(bench, "draw_curves", lambda *_: None)  # two seconds; the fixture `study` draws one
         code = 0
         try:
             train.main() if script == "train.py" else runpy.run_path(str(ROOT / script), run_name="__main__")

@@ -331,7 +331,7 @@ def test_every_part_of_a_step_is_timed_and_peak_memory_is_that_of_the_process(mo
     monkeypatch.setattr(bench, "Benchmark", lambda *_: None)
     monkeypatch.setattr(bench, "evaluate", lambda *_, **__: time.sleep(0.02))
     ms = bench.step_phases(dict(vocab_size=800, block_size=16, n_layer=1, n_head=1, n_embd=8), 2, "float32", "cpu", steps=3)
-    assert set(ms) == {*bench.PHASES, "evaluation", "MB"} and all(x > 0 for x in ms.values())
+    assert set(ms) == {*bench.PHASES, "step", "evaluation", "MB"} and all(x > 0 for x in ms.values())
     assert 20 <= ms["evaluation"] < 200 and 50 < ms["MB"] < 5000
 
 

@@ -1,5 +1,6 @@
 """What happens to files and processes when something goes wrong. tests/soak.py does the same at random and at length."""
 import dataclasses
+import importlib
 import json
 import os
 import resource
@@ -159,30 +160,31 @@ def test_a_run_stopped_in_its_last_evaluation_is_not_finished_until_that_row_is_
     task = train.Task(s, train.arm_job(s, "ema"), tmp_path / "run", start=str(folder / "base.pt"))
     monkeypatch.setattr(bench, "evaluate", interrupted)
     train.train_task(task)
-    assert task.steps_done() == s.steps and not task.finished()
+    assert task.so_far()["step"] == s.steps and not task.finished()
     monkeypatch.setattr(bench, "evaluate", evaluate)
     train.train_task(task)
     assert task.finished() and load_checkpoint(tmp_path / "run/ema.pt")["rows"] == whole[0]
 
 
-def test_a_killed_child_is_named_the_others_finish_and_a_rerun_does_only_what_is_missing(study, tmp_path, call):
+def test_a_killed_child_is_named_the_others_finish_and_a_rerun_does_only_what_is_missing(study, tmp_path, call,
+                                                                                        monkeypatch):
     shutil.copytree(study[0] / "runs", tmp_path / "runs")
     folder = tmp_path / "runs/smoke/seed2026"
     for name in ("target", "ema"):
         for file in folder.glob(f"{name}.*"):
             file.unlink()
-    code = ("import os, signal, sys, train\ntrain_ = train.train\n"
-            "def hook(s, job, *more):\n"
-            "    if job.name == 'ema': os.kill(os.getpid(), signal.SIGKILL)\n"
-            "    if job.name == 'target' and os.environ['FAIL'] == 'raise': raise ZeroDivisionError('a bug')\n"
-            "    return train_(s, job, *more)\n"
-            "train.train = hook\n"
-            "if __name__ == '__main__': train.main(sys.argv[1:])\n")
-    (tmp_path / "hooked.py").write_text(code)
-    flags = [sys.executable, "hooked.py", *SMOKE, "--seeds", "2"]
-    done = subprocess.run(flags, cwd=tmp_path, text=True, capture_output=True, env=os.environ | {"FAIL": "raise"})
-    last = done.stderr.splitlines()[-1]
-    assert done.returncode == 1 and "2026 ema: killed by signal 9" in last and "Traceback" not in done.stderr
+    (tmp_path / "failing.py").write_text(
+        "import os, signal, train\n"
+        "def run_task(task, *more):\n"
+        "    if task.job.name == 'ema': os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    train.train = lambda *_: 1 / 0\n"
+        "    train.run_task(task, *more)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "run_task", importlib.import_module("failing").run_task)  # in the children alone
+        code, _, err = call(tmp_path, "train.py", *SMOKE, "--seeds", "2")
+    last = err.splitlines()[-1]
+    assert code == 1 and "2026 ema: killed by signal 9" in last and "Traceback" not in err
     assert "2026 target: ended with exit code 1, see" in last and "ZeroDivisionError" in (folder / "target.log").read_text()
     assert "Not averaged: seed 2026, which has not finished" in (tmp_path / "runs/smoke/main/report.md").read_text()
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs/smoke").glob("seed*/*.pt")}
@@ -192,7 +194,34 @@ def test_a_killed_child_is_named_the_others_finish_and_a_rerun_does_only_what_is
         assert (folder / name).read_text() == (study[0] / "runs/smoke/seed2026" / name).read_text()
 
 
+def test_a_lost_log_and_a_damaged_last_checkpoint_of_a_finished_study_come_back(study, tmp_path, call):
+    shutil.copytree(study[0] / "runs", tmp_path / "runs")
+    folder = tmp_path / "runs/smoke/seed2026"
+    (folder / "ema.jsonl").unlink()
+    shutil.copy(folder / "base.pt", previous(folder / "base.pt"))
+    (folder / "base.pt").write_bytes(b"damaged")
+    code, _, err = call(tmp_path, "train.py", *SMOKE, "--seeds", "2")
+    assert code == 0 and "base.pt is not a readable nanoCPT checkpoint" in err
+    log = "runs/smoke/main/metrics.jsonl"
+    assert (tmp_path / log).read_text() == (study[0] / log).read_text()
+
+
 # --------------------------------------------------------------------------------------------------- silent wrongness
+def test_an_arm_that_was_run_is_not_taken_for_one_that_was_defined_anew_under_its_name(study, call, monkeypatch):
+    monkeypatch.setitem(train.ARMS, "ema", dataclasses.replace(train.ARMS["ema"], ema_alpha=0.5))
+    code, _, err = call(study[0], "train.py", *SMOKE, "--seeds", "2")
+    assert code == 2 and "ema.pt was made by other settings: arm's ema_alpha 0.92 there, 0.5 here" in err
+
+
+def test_a_source_prepared_anew_is_not_mixed_with_what_was_run_on_the_old_one(tmp_path):
+    (tmp_path / "task.jsonl").write_text("1")
+    s = train.Settings(task=str(tmp_path / "task.jsonl"))
+    train.open_run(s, tmp_path / "run", {})
+    (tmp_path / "task.jsonl").write_text("2")
+    with pytest.raises(ValueError, match="contents of .*task.jsonl"):
+        train.open_run(s, tmp_path / "run", {})
+
+
 def test_rows_of_different_settings_or_the_same_row_twice_are_never_averaged(study, tmp_path, call):
     shutil.copytree(study[0] / "runs/smoke/main", tmp_path / "main")
     good = (tmp_path / "main/metrics.jsonl").read_text().splitlines()

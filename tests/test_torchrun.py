@@ -1,7 +1,10 @@
-"""Several processes train one model: `torchrun --nproc_per_node=2 train.py ...`, here with gloo on the CPU."""
+"""Several processes train one model, as under `torchrun --nproc_per_node=2 train.py ...`, here with gloo on the CPU. The
+processes are started without torchrun itself, which CI runs once, to spare the suite its start-up."""
 import json
+import multiprocessing as mp
 import os
-import subprocess
+import signal
+import socket
 import sys
 
 import numpy as np
@@ -16,28 +19,46 @@ def rows_of(folder, name):
     return [json.loads(line) for line in (folder / "runs/smoke/seed2026" / f"{name}.jsonl").read_text().splitlines()]
 
 
+def one_rank(rank, folder, port, dies):
+    """The body of a process: the command line of train.py, where torchrun would have set the environment."""
+    os.chdir(folder)
+    sys.stdout, sys.stderr = (open(f"{name}{rank}", "w") for name in ("out", "err"))
+    os.environ.update(TORCHELASTIC_RUN_ID="test", RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2",
+                      MASTER_ADDR="localhost", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
+    torch.set_num_threads(1)
+    factor = train.lr_factor
+
+    def hook(step, job):
+        if dies and rank == 1 and job.name == "curriculum" and step == 11:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return factor(step, job)
+
+    train.lr_factor = hook
+    train.main([*SMOKE, "--only", "curriculum"])
+
+
+def run(folder, dies):
+    """Exit codes of two ranks, and what the first wrote to stdout and stderr."""
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        port = s.getsockname()[1]
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["train", "torch._dynamo"])  # as run_tasks does: the suite has one such server
+    processes = [context.Process(target=one_rank, args=(rank, folder, port, dies)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=60)
+    return [process.exitcode for process in processes], (folder / "out0").read_text(), (folder / "err0").read_text()
+
+
 def test_two_processes_train_as_one_and_when_one_dies_the_run_ends_and_a_rerun_goes_on(study, tmp_path):
-    (tmp_path / "hooked.py").write_text(
-        "import os, signal, sys, train\n"
-        "factor = train.lr_factor\n"
-        "def hook(step, job):\n"
-        "    if os.environ['FAIL'] == os.environ['RANK'] and job.name == 'curriculum' and step == 11:\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return factor(step, job)\n"
-        "train.lr_factor = hook\n"
-        "train.main(sys.argv[1:])\n")
-
-    def run(fail):
-        return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-                               "hooked.py", *SMOKE, "--only", "curriculum"], cwd=tmp_path, text=True, timeout=100,
-                              capture_output=True, env=os.environ | {"FAIL": fail, "GLOO_SOCKET_IFNAME": "lo"})
-
-    died = run("1")
-    assert died.returncode != 0 and "a process of this run failed" in died.stderr
+    codes, _, err = run(tmp_path, dies=True)
+    assert codes == [1, -signal.SIGKILL] and "a process of this run failed" in err.splitlines()[-1], err
     assert train.load_checkpoint(tmp_path / "runs/smoke/seed2026/curriculum.pt")["step"] == 10
-    done = run("")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("report: ") == 1  # the first process alone evaluates and writes
+    codes, out, err = run(tmp_path, dies=False)
+    assert codes == [0, 0], err
+    assert out.count("report: ") == 1 and not (tmp_path / "out1").read_text()  # the first alone evaluates and writes
     for name in ("base", "curriculum"):
         together, alone = rows_of(tmp_path, name), rows_of(study[0], name)
         assert [r["step"] for r in together] == [r["step"] for r in alone]
@@ -58,6 +79,12 @@ def test_micro_batches_cover_the_batch_once_and_their_shares_average_to_its_mean
             seen += xs[:, 0].tolist()
             mean += share * xs.double().mean().item() / world
     assert sorted(seen) == x[:, 0].tolist() and mean == pytest.approx(x.mean())
+
+
+def test_a_batch_of_fewer_rows_than_processes_is_refused(smoke, monkeypatch):
+    monkeypatch.setattr(train, "ranks", lambda: (0, 16))
+    with pytest.raises(ValueError, match="a batch of 8 rows cannot be cut for 16 processes"):
+        train.train(smoke[0], train.arm_job(smoke[0], "target"), smoke[1])
 
 
 def test_without_a_compiler_the_model_trains_uncompiled_and_says_so(tiny, monkeypatch, capsys):
