@@ -1067,7 +1067,8 @@ def step_phases(shape, rows, dtype, device, compile="", steps=20):
             evaluate(model, benchmark, {"target": ids, "english": ids}, before, n_blocks=2, full=False)
         mark("evaluation")
     medians = {k: float(np.median(times[k][3:])) for k in PHASES} | {"evaluation": times["evaluation"][1]}
-    return medians | {"step": times["all steps"][0] / steps, "MB": torch.cuda.max_memory_allocated() / 1e6 if device == "cuda" else peak_memory()}
+    return medians | {"step": times["all steps"][0] / steps,
+                      "MB": torch.cuda.max_memory_allocated() / 1e6 if device == "cuda" else peak_memory()}
 
 
 def peak_memory():
@@ -1166,10 +1167,10 @@ def speed(device, nanogpt="", compile=""):
             with torch.device("meta"):
                 n = GPT(config).num_params() - config.block_size * config.n_embd
             flop = B * config.block_size * (6 * n + 12 * config.n_layer * config.n_embd * config.block_size)
-            whole = ms["step"]
-            rows.append([size, dtype, f"{B} x {config.block_size}", f"{1000 * B * config.block_size / whole:,.0f}",
-                         f"{whole:.1f}", *(f"{ms[phase]:.2f}" for phase in PHASES), f"{ms['evaluation']:.0f}",
-                         f"{ms['MB']:,.0f}", f"{flop / whole / 1e6:,.1f}", f"{1000 * flop / whole / ceiling:.0%}"])
+            rows.append([size, dtype, f"{B} x {config.block_size}", f"{1000 * B * config.block_size / ms['step']:,.0f}",
+                         f"{ms['step']:.1f}", *(f"{ms[phase]:.2f}" for phase in PHASES), f"{ms['evaluation']:.0f}",
+                         f"{ms['MB']:,.0f}", f"{flop / ms['step'] / 1e6:,.1f}",
+                         f"{1000 * flop / ms['step'] / ceiling:.0%}"])
             if nanogpt:
                 ours, theirs = (np.median(x) for x in alone(beside, nanogpt, shape, B, dtype, device, compile, steps))
                 ratios.append([size, dtype, f"{ours:.1f}", f"{theirs:.1f}", f"{theirs / ours:.2f}"])
@@ -1190,8 +1191,7 @@ def growth(device):
         ms = alone(step_phases, shape, 8, "float32", device, "", 5)
         with torch.device("meta"):
             n = GPT(GPTConfig(**shape)).num_params()
-        whole = ms["step"]
-        rows.append([f"{n / 1e6:.2f}M", f"{whole:.1f}", f"{1000 * 8 * 128 / whole:,.0f}", f"{ms['MB']:,.0f}"])
+        rows.append([f"{n / 1e6:.2f}M", f"{ms['step']:.1f}", f"{1000 * 8 * 128 / ms['step']:,.0f}", f"{ms['MB']:,.0f}"])
     yield from ["Model size, batches of 8 x 128, float32", "",
                 *_markdown(["parameters", "ms a step", "tokens/s", "peak MB"], rows)]
     yield from ["", "Sources in the mixture, a batch of 64 x 128", "", *_markdown(

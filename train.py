@@ -793,6 +793,14 @@ def run_task(task, threads, pipe, gpu=0):
         raise SystemExit(1) from None
 
 
+def process_context():
+    """How processes are started: where there is a fork server, it imports what they need once."""
+    context = mp.get_context("forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn")
+    if context.get_start_method() == "forkserver":
+        context.set_forkserver_preload(["train", "torch._dynamo"])  # the optimizers need the latter
+    return context
+
+
 def run_tasks(tasks, title):
     """Runs the tasks that are not finished, several side by side, a process each, under one progress bar. One that
     fails does not stop the others. Returns {name of a failed task: ValueError if a user's mistake, else
@@ -803,9 +811,7 @@ def run_tasks(tasks, title):
         return {}
     if dist.is_initialized():
         return run_with_ranks(waiting, progress_bar(title, total, sum(done.values())))
-    context = mp.get_context("forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn")
-    if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload(["train", "torch._dynamo"])  # imported once; the optimizers need the latter
+    context = process_context()
     children, gpu_of, pipes, unfinished = {}, {}, {}, list(waiting)  # pipes: {what a child's news come from: its name}
     cores, gpus = torch.get_num_threads(), max(1, torch.cuda.device_count())
     at_once = tasks[0].settings.processes or cores + 1  # one more than cores, so that none idles at the end

@@ -1,7 +1,6 @@
 """Several processes train one model, as under `torchrun --nproc_per_node=2 train.py ...`, here with gloo on the CPU. The
 processes are started without torchrun itself, which CI runs once, to spare the suite its start-up."""
 import json
-import multiprocessing as mp
 import os
 import signal
 import socket
@@ -42,8 +41,7 @@ def run(folder, dies):
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["train", "torch._dynamo"])  # as run_tasks does: the suite has one such server
+    context = train.process_context()
     processes = [context.Process(target=one_rank, args=(rank, folder, port, dies)) for rank in range(2)]
     for process in processes:
         process.start()
