@@ -1101,41 +1101,50 @@ def matmul_ceiling(dtype, device):
     return best
 
 
-def beside(folder, shape, rows, dtype, device, compile="", steps=30):
-    """Milliseconds of a training step of this GPT and of nanoGPT's, from the model.py in `folder`, in turn in one
-    process: forward, backward, clip, optimizer, with batches, shape and threads alike. Two lists."""
+def bare_steps(folder, as_we_do, shape, rows, dtype, device, compile="", steps=10):
+    """Milliseconds of training steps (forward, backward, clip, optimizer) of this GPT or, where a folder is given, of
+    nanoGPT's from the model.py in it. as_we_do: with the memory and precision settings of train.py, which nanoGPT's
+    train.py shares but for keep_freed_memory()."""
     import train
-    train.keep_freed_memory()
+    if as_we_do:
+        train.keep_freed_memory()
     train.set_precision(device)
+    config, s = GPTConfig(**shape), train.Settings(device=device, dtype=dtype)
     autocast = torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
-    spec = importlib.util.spec_from_file_location("nanogpt", Path(folder) / "model.py")
-    theirs = importlib.util.module_from_spec(spec)
-    sys.modules["nanogpt"] = theirs  # its dataclass wants to find its module
-    with contextlib.redirect_stdout(io.StringIO()):
-        spec.loader.exec_module(theirs)
-        other = theirs.GPT(theirs.GPTConfig(**asdict(GPTConfig(**shape)), dropout=0.0)).to(device)
-        its_optimizer = other.configure_optimizers(0.1, 1e-3, (0.9, 0.95), device)
-    model = GPT(GPTConfig(**shape)).to(device)
-    s = train.Settings(device=device, dtype=dtype)
-    pairs = [(train.wrapped(model, compile, rows, model.config.block_size, autocast),
-              *train.make_optimizers(model, train.arm_job(s, "target"), s)),
-             (train.wrapped(other, compile, rows, model.config.block_size, autocast), its_optimizer)]
-    x = torch.randint(model.config.vocab_size, (rows, model.config.block_size), device=device)
-    times = [], []
+    if folder:
+        spec = importlib.util.spec_from_file_location("nanogpt", Path(folder) / "model.py")
+        theirs = importlib.util.module_from_spec(spec)
+        sys.modules["nanogpt"] = theirs  # its dataclass wants to find its module
+        with contextlib.redirect_stdout(io.StringIO()):
+            spec.loader.exec_module(theirs)
+            model = theirs.GPT(theirs.GPTConfig(**asdict(config), dropout=0.0)).to(device)
+            optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), device)
+    else:
+        model = GPT(config).to(device)
+        (optimizer,) = train.make_optimizers(model, train.arm_job(s, "target"), s)
+    forward = train.wrapped(model, compile, rows, config.block_size, autocast)
+    x, times = torch.randint(config.vocab_size, (rows, config.block_size), device=device), []
     for step in range(3 + steps):
-        for (forward, optimizer), of in zip(pairs, times):
-            start = time.perf_counter()
-            with autocast:
-                loss = forward(x, x)[1]
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(forward.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            loss.item()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            of.append(1000 * (time.perf_counter() - start))
-    return times[0][3:], times[1][3:]
+        start = time.perf_counter()
+        with autocast:
+            loss = forward(x, x)[1]
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(forward.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        loss.item()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(1000 * (time.perf_counter() - start))
+    return times[3:]
+
+
+def beside(folder, *args, turns=5):
+    """Median milliseconds of a step of this GPT, of nanoGPT's, and of nanoGPT's with our memory setting: in turn, a
+    process each."""
+    kinds = ("", True), (folder, False), (folder, True)
+    times = [[alone(bare_steps, *kind, *args) for kind in kinds] for _ in range(turns)]
+    return np.median(np.array(times).swapaxes(0, 1).reshape(len(kinds), -1), axis=1)  # (turns, 3, steps) -> (3,)
 
 
 def alone(f, *args):
@@ -1172,14 +1181,17 @@ def speed(device, nanogpt="", compile=""):
                          f"{ms['MB']:,.0f}", f"{flop / ms['step'] / 1e6:,.1f}",
                          f"{1000 * flop / ms['step'] / ceiling:.0%}"])
             if nanogpt:
-                ours, theirs = (np.median(x) for x in alone(beside, nanogpt, shape, B, dtype, device, compile, steps))
-                ratios.append([size, dtype, f"{ours:.1f}", f"{theirs:.1f}", f"{theirs / ours:.2f}"])
+                turns, each = (2, 2) if steps == 3 else (5, 10)
+                ours, *theirs = beside(nanogpt, shape, B, dtype, device, compile, each, turns=turns)
+                ratios.append([size, dtype, f"{ours:.1f}", *(x for t in theirs
+                                                             for x in (f"{t:.1f}", f"{t / ours:.2f}"))])
     yield from ["", *_markdown(heading, rows), "", "Milliseconds a step and tokens/s: the mean of whole steps in a "
                 "row; their parts, each waited for: medians over steps. FLOP: 6 a weight and token, and attention's 12 "
                 "n_layer n_embd block_size a token. One evaluation: 35 Copain and 10 label items, a block a language."]
     if nanogpt:
-        yield from ["", *_markdown(["shape", "dtype", "ms a step", "nanoGPT's", "times as fast"], ratios), "",
-                    "In turn in one process, without data and EMA, which nanoGPT's model.py does not have."]
+        yield from ["", *_markdown(["shape", "dtype", "ms a step", "nanoGPT's", "times as fast",
+                                    "nanoGPT's with keep_freed_memory() of our train.py", "times as fast"], ratios), "",
+                    "Medians, in turn, a process each; without data and EMA, which nanoGPT's model.py does not have."]
 
 
 def growth(device):

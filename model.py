@@ -152,11 +152,20 @@ class GPT(nn.Module):
         if last is not None:
             rows = torch.arange(B, device=idx.device).view(-1, *[1] * (last.dim() - 1))
             x = x[rows, last]                                                 # (B, T, C) -> (B, C) or (B, K, C)
-        logits = self.lm_head(tr.ln_f(x))                                     # (B, T, V), (B, V) or (B, K, V)
-        if targets is None:
-            return logits, None
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1)
-        return logits, loss
+        logits = self.unembed(tr.ln_f(x))
+        loss = None
+        if targets is not None:
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1)
+        return logits[..., :self.config.vocab_size], loss                     # (B, T, V), (B, V) or (B, K, V)
+
+    def unembed(self, x):
+        """x (..., C) -> logits (..., V + n), of which the last n are minus infinity and fill the vocabulary up to a
+        multiple of 32: matrix products with an odd number of columns are slow, on CPUs and GPUs."""
+        V, n = self.config.vocab_size, -self.config.vocab_size % 32
+        if n == 0:
+            return self.lm_head(x)
+        never = F.pad(x.new_zeros(V), (0, n), value=float("-inf"))
+        return F.linear(x, F.pad(self.lm_head.weight, (0, 0, 0, n)), never)
 
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, generator=None):

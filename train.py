@@ -323,16 +323,43 @@ def lr_factor(step, job):
     return job.lr_floor + (1 - job.lr_floor) * 0.5 * (1 + math.cos(math.pi * t))
 
 
-def newton_schulz_float32(grad, ns_coefficients, ns_steps, eps):
-    """The orthogonalisation inside torch.optim.Muon, in float32 where torch has bfloat16: on a CPU that emulates
-    bfloat16 the original takes five times as long as the rest of a step."""
-    a, b, c = ns_coefficients
-    x = grad.T if grad.size(0) > grad.size(1) else grad
-    x = x / x.norm().clamp(min=eps)
-    for _ in range(ns_steps):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if grad.size(0) > grad.size(1) else x
+class StackedMuon(torch.optim.Muon):
+    """torch.optim.Muon with the matrices of one shape stacked, where torch orthogonalises one by one in bfloat16: the
+    products are so small that most of the time is spent on starting them, and a CPU emulates bfloat16."""
+
+    def __init__(self, params, dtype, **settings):
+        super().__init__(params, **settings)
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            params, lr = group["params"], group["lr"]
+            for p in params:
+                if p not in self.state:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            grads, averages = [p.grad for p in params], [self.state[p]["momentum_buffer"] for p in params]
+            torch._foreach_lerp_(averages, grads, 1 - group["momentum"])
+            updates = torch._foreach_lerp(grads, averages, group["momentum"])               # Nesterov's momentum
+            torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+            for rows, cols in dict.fromkeys(p.shape for p in params):
+                same = [i for i, p in enumerate(params) if p.shape == (rows, cols)]
+                x = torch.stack([updates[i] for i in same]).to(self.dtype)                  # (n, rows, cols)
+                x = newton_schulz(x, group["ns_coefficients"], group["ns_steps"], group["eps"])
+                torch._foreach_add_([params[i] for i in same], x.to(params[0].dtype).unbind(),
+                                    alpha=-lr * math.sqrt(max(1, rows / cols)))              # as torch scales it
+
+
+def newton_schulz(x, coefficients, steps, eps):
+    """About U V^T of each matrix U S V^T in x (n, rows, cols): a polynomial of it brings the singular values near 1."""
+    a, b, c = coefficients
+    tall = x.size(1) > x.size(2)
+    x = x.mT if tall else x
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)   # (a + b gram + c gram^2) x
+    return x.mT if tall else x
 
 
 @torch.no_grad()
@@ -352,9 +379,7 @@ def make_optimizers(model, job, s):
               {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0}]
     optimizers = [torch.optim.AdamW(groups, lr=job.lr, betas=(0.9, 0.95), fused=True)]
     if blocks:
-        if s.dtype == "float32":
-            torch.optim._muon._zeropower_via_newtonschulz = newton_schulz_float32
-        optimizers.append(torch.optim.Muon(blocks, lr=job.muon_lr, weight_decay=0.01))
+        optimizers.append(StackedMuon(blocks, getattr(torch, s.dtype), lr=job.muon_lr, weight_decay=0.01))
     for group in (g for optimizer in optimizers for g in optimizer.param_groups):
         group["peak_lr"] = group["lr"]
     return optimizers

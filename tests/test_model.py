@@ -24,6 +24,17 @@ def test_loss_is_the_mean_negative_log_probability_of_the_targets_that_count(tin
     assert loss.item() == pytest.approx(-(math.log(p[0, 2]) + math.log(p[2, 4])) / 2, abs=1e-6)
 
 
+def test_filling_the_vocabulary_up_changes_neither_loss_nor_gradients(tiny):
+    x = torch.randn(2, 7, tiny.config.n_embd, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    targets, inputs, V = torch.arange(14) % 10, (x, tiny.lm_head.weight), tiny.config.vocab_size
+    filled, plain = tiny.unembed(x), tiny.lm_head(x)
+    assert filled.shape[-1] == 32 > V and torch.allclose(filled[..., :V], plain) and (filled[..., V:] == -math.inf).all()
+    ours, theirs = (F.cross_entropy(y.flatten(0, 1), targets) for y in (filled, plain))
+    assert torch.allclose(ours, theirs)
+    for a, b in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(theirs, inputs), strict=True):
+        assert torch.allclose(a, b, atol=1e-7)
+
+
 def test_logits_of_one_position_are_those_of_the_whole_row(tiny):
     idx = torch.randint(10, (3, 7), generator=torch.Generator().manual_seed(1))
     assert torch.allclose(tiny(idx, last=torch.tensor([2, 6, 0]))[0], tiny(idx)[0][[0, 1, 2], [2, 6, 0]], atol=1e-6)

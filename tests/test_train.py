@@ -20,9 +20,6 @@ from data import Mixture
 from model import GPT, GPTConfig, load_checkpoint, model_from_checkpoint, save_checkpoint
 
 
-ORIGINAL_NEWTON_SCHULZ = torch.optim._muon._zeropower_via_newtonschulz  # before a run in float32 replaces it
-
-
 def fresh(smoke, tmp_path):
     """A copy of the prepared folder without arms: (settings, folder, base checkpoint)."""
     s, folder = smoke
@@ -64,11 +61,22 @@ def test_weight_decay_is_on_matrices_only_and_muon_takes_the_blocks_matrices_of_
     assert not of_muon & {id(p) for g in adamw.param_groups for p in g["params"]}
 
 
-def test_our_float32_orthogonalisation_is_torchs_up_to_bfloat16_rounding():
-    theirs = ORIGINAL_NEWTON_SCHULZ
-    g = torch.randn(48, 24, generator=torch.Generator().manual_seed(0))
-    args = ((3.4445, -4.7750, 2.0315), 5, 1e-7)
-    assert torch.allclose(train.newton_schulz_float32(g, *args), theirs(g, *args).float(), atol=0.05)
+@pytest.mark.parametrize("dtype, away", [("bfloat16", 0.002), ("float32", 0.05)])
+def test_muon_in_stacks_is_torchs_muon_up_to_the_rounding_of_bfloat16(tiny, dtype, away):
+    start = [p.detach() for n, p in tiny.named_parameters() if ".h." in n and p.dim() == 2]
+    ours, theirs = ([p.clone().requires_grad_() for p in start] for _ in range(2))
+    settings = dict(lr=0.1, weight_decay=0.5)
+    optimizers = train.StackedMuon(ours, getattr(torch, dtype), **settings), torch.optim.Muon(theirs, **settings)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        for p, q in zip(ours, theirs):
+            p.grad = q.grad = torch.randn(p.shape, generator=generator)
+        for optimizer in optimizers:
+            optimizer.step()
+    for p, q, p0 in zip(ours, theirs, start):
+        assert (p - q).norm() < away * (q - p0).norm()
+    same = lambda optimizer: [x["momentum_buffer"] for x in optimizer.state_dict()["state"].values()]
+    assert all(torch.equal(a, b) for a, b in zip(*map(same, optimizers), strict=True))
 
 
 # ---------------------------------------------------------------------------------------------------------- the loop
