@@ -383,7 +383,7 @@ class Benchmark:
 
     def __call__(self, model, full=True):
         """Metrics of a model. Without `full`, a third of the items of each task stands for all; with it, the cloze
-        tasks and the controls join: restricted to the list, and on a third of Copain, zero-shot and shuffled answers."""
+        tasks and the controls join: restricted to the list; on a third of Copain, zero-shot and shuffled answers."""
         row = self.copain_scores(model, self.copain if full else self.copain_third)
         for name, items in self.label.items():
             scores = self.choice_scores(model, items if full else items[:math.ceil(len(items) / 3)])
@@ -1154,7 +1154,7 @@ def alone(f, *args):
 
 
 def speed(device, nanogpt="", compile=""):
-    """Yields the lines of the tables that --speed prints: medians over steps, each shape and dtype in its own process."""
+    """Yields the lines of the tables that --speed prints: medians over steps; a process each for shapes and dtypes."""
     import train
     name = torch.cuda.get_device_name() if device == "cuda" else train._cpu_name()
     yield (f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, commit {train.code_version()}"
@@ -1195,7 +1195,7 @@ def speed(device, nanogpt="", compile=""):
 
 
 def growth(device):
-    """Yields the lines of the tables that --growth prints: time and memory against the size of everything that grows."""
+    """Yields the lines of the tables that --growth prints: time and memory against the size of all that grows."""
     rows = []
     for n_layer, n_embd in ((4, 64), (4, 128), (6, 256), (8, 512), (12, 768)):
         shape = dict(vocab_size=50257 if n_embd == 768 else 800, block_size=128, n_layer=n_layer, n_head=n_embd // 32,

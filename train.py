@@ -501,7 +501,7 @@ def ranks():
 
 def micro_batches(x, y, parts, device):
     """Yields (x, y, share of the batch, whether it is the last) of this rank's micro-batches of a batch x, y (B, T),
-    cut into `parts` but no fewer than ranks. Shares are times the number of ranks, over which gradients are averaged."""
+    cut into `parts` but no fewer than ranks. Shares are times the number of ranks, which average their gradients."""
     rank, world = ranks()
     mine = np.array_split(np.stack((x, y), axis=1), max(parts, world))[rank::world]            # of (B / parts, 2, T)
     for i, xy in enumerate(mine, 1):
@@ -752,8 +752,8 @@ def on_signals(handler):
 
 @dataclass(frozen=True)
 class Task:
-    """A job and what a process needs to run it: its base in BASES, the sources to prepare (for a base), the checkpoint to
-    start from."""
+    """A job and what a process needs to run it: its base in BASES, the sources to prepare (for a base), the checkpoint
+    to start from."""
     settings: Settings
     job: Job
     folder: Path
@@ -766,7 +766,7 @@ class Task:
         return " ".join([str(self.settings.seed), *[self.base] * bool(self.base), self.job.name])
 
     def so_far(self):
-        """What so_far() returns of its checkpoint, step 0 if it has none. Raises ValueError if that is of other settings."""
+        """What so_far() returns of its checkpoint, step 0 if it has none. ValueError if that is of other settings."""
         path = self.folder / f"{self.job.name}.pt"
         ckpt = so_far(path)
         if ckpt:
@@ -971,8 +971,8 @@ def gate(s, rows):
 
 # -------------------------------------------------------------------------------------------------------- the study
 def find_machine(s):
-    """Fills in device and dtype where the user left them open, the latter as the run's folder has it, sets torch up, and
-    says why. Returns what the record of a run says of the machine."""
+    """Fills in device and dtype where the user left them open, the latter as the run's folder has it, sets torch up,
+    and says why. Returns what the record of a run says of the machine."""
     found = "cuda" if torch.cuda.is_available() else "cpu"
     s.device = s.device or found
     if s.device not in ("cpu", "cuda") or (s.device == "cuda" and found == "cpu"):
@@ -1031,7 +1031,8 @@ def say_plan(s, bases, arms):
             model(x, x)[1].backward()
         model.transformer.wpe.weight.grad.sum().item()
         seconds.append(time.perf_counter() - start)
-    left = sum((task.job.steps - task.so_far()["step"]) * task.job.batch_size * s.block_size for task in [*bases, *arms])
+    left = sum((task.job.steps - task.so_far()["step"]) * task.job.batch_size * s.block_size
+               for task in [*bases, *arms])
     minutes = left * sorted(seconds)[1] / x.numel() * 1.2 / 60
 
     def of(tasks, what):
