@@ -42,11 +42,11 @@ class GPTConfig:
 def causal_attention(q, k, v):
     """softmax(q k^T / sqrt(hs) + causal mask) v, for q, k, v of shape (B, nh, T, hs); returns the same shape.
 
-    Chooses a kernel. On a CPU at short blocks the flash kernel's backward pass would take half of
-    a training step, so there the formula is written out; both forms agree to rounding (tests/test_model.py).
+    Chooses a kernel. In float32 on a CPU the flash kernel is slow at short blocks, most of all its backward pass: there
+    the formula is written out; both forms agree to rounding (tests/test_model.py).
     """
     T, hs = q.shape[-2:]
-    if q.device.type != "cpu" or T > 256:
+    if q.device.type != "cpu" or q.dtype != torch.float32 or T > 256:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     future = torch.full((T, T), float("-inf"), dtype=q.dtype).triu(1)
     att = torch.baddbmm(future, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=1 / math.sqrt(hs))
