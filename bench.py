@@ -1101,12 +1101,11 @@ def matmul_ceiling(dtype, device):
     return best
 
 
-def bare_steps(folder, as_we_do, shape, rows, dtype, device, compile="", steps=10):
+def bare_steps(folder, keep_memory, shape, rows, dtype, device, compile="", steps=10):
     """Milliseconds of training steps (forward, backward, clip, optimizer) of this GPT or, where a folder is given, of
-    nanoGPT's from the model.py in it. as_we_do: with the memory and precision settings of train.py, which nanoGPT's
-    train.py shares but for keep_freed_memory()."""
+    nanoGPT's from the model.py in it. keep_memory: after keep_freed_memory() of train.py, which nanoGPT has not."""
     import train
-    if as_we_do:
+    if keep_memory:
         train.keep_freed_memory()
     train.set_precision(device)
     config, s = GPTConfig(**shape), train.Settings(device=device, dtype=dtype)
@@ -1131,8 +1130,7 @@ def bare_steps(folder, as_we_do, shape, rows, dtype, device, compile="", steps=1
         loss.backward()
         torch.nn.utils.clip_grad_norm_(forward.parameters(), 1.0)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        loss.item()
+        optimizer.zero_grad()
         if device == "cuda":
             torch.cuda.synchronize()
         times.append(1000 * (time.perf_counter() - start))

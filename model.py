@@ -48,7 +48,7 @@ def causal_attention(q, k, v):
     T, hs = q.shape[-2:]
     if q.device.type != "cpu" or q.dtype != torch.float32 or T > 256:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    future = torch.full((T, T), float("-inf"), dtype=q.dtype).triu(1)
+    future = torch.full((T, T), float("-inf")).triu(1)
     att = torch.baddbmm(future, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=1 / math.sqrt(hs))
     return torch.bmm(att.softmax(dim=-1), v.flatten(0, 1)).view_as(q)  # (B*nh, T, T) @ (B*nh, T, hs)
 
@@ -152,15 +152,16 @@ class GPT(nn.Module):
         if last is not None:
             rows = torch.arange(B, device=idx.device).view(-1, *[1] * (last.dim() - 1))
             x = x[rows, last]                                                 # (B, T, C) -> (B, C) or (B, K, C)
-        logits = self.unembed(tr.ln_f(x))
-        loss = None
-        if targets is not None:
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1)
-        return logits[..., :self.config.vocab_size], loss                     # (B, T, V), (B, V) or (B, K, V)
+        x = tr.ln_f(x)
+        if targets is None:
+            return self.lm_head(x), None                                      # (B, T, V), (B, V) or (B, K, V)
+        logits = self.filled_logits(x)                                        # (B, T, V + n)
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1)
+        return logits[..., :self.config.vocab_size], loss
 
-    def unembed(self, x):
+    def filled_logits(self, x):
         """x (..., C) -> logits (..., V + n), of which the last n are minus infinity and fill the vocabulary up to a
-        multiple of 32: matrix products with an odd number of columns are slow, on CPUs and GPUs."""
+        multiple of 32: with an odd number of columns the products of a training step are slow, on CPUs and GPUs."""
         V, n = self.config.vocab_size, -self.config.vocab_size % 32
         if n == 0:
             return self.lm_head(x)

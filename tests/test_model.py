@@ -27,7 +27,7 @@ def test_loss_is_the_mean_negative_log_probability_of_the_targets_that_count(tin
 def test_filling_the_vocabulary_up_changes_neither_loss_nor_gradients(tiny):
     x = torch.randn(2, 7, tiny.config.n_embd, generator=torch.Generator().manual_seed(1), requires_grad=True)
     targets, inputs, V = torch.arange(14) % 10, (x, tiny.lm_head.weight), tiny.config.vocab_size
-    filled, plain = tiny.unembed(x), tiny.lm_head(x)
+    filled, plain = tiny.filled_logits(x), tiny.lm_head(x)
     assert filled.shape[-1] == 32 > V and torch.allclose(filled[..., :V], plain) and (filled[..., V:] == -math.inf).all()
     ours, theirs = (F.cross_entropy(y.flatten(0, 1), targets) for y in (filled, plain))
     assert torch.allclose(ours, theirs)
