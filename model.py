@@ -42,13 +42,24 @@ class GPTConfig:
 def causal_attention(q, k, v):
     """softmax(q k^T / sqrt(hs) + causal mask) v, for q, k, v of shape (B, nh, T, hs); returns the same shape.
 
-    Chooses a kernel. In float32 on a CPU the flash kernel is slow at short blocks, most of all its backward pass: there
-    the formula is written out; both forms agree to rounding (tests/test_model.py).
+    Chooses a kernel; both agree to rounding (tests/test_model.py). Torch's for CPUs can be slow at short blocks, most of
+    all its backward pass: there the formula is written out.
     """
+    if q.device.type == "cpu" and q.size(-2) <= 256 and WRITTEN_OUT.get(q.dtype):
+        return written_out_attention(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+# where the written out form was the faster one: in bfloat16 only with instructions for it (older torch does not tell)
+CPU = getattr(torch.cpu, "get_capabilities", dict)()
+WRITTEN_OUT = {torch.float32: torch.backends.cpu.get_cpu_capability() != "AVX512",
+               torch.bfloat16: bool(CPU.get("avx512_bf16") or CPU.get("amx_bf16"))}
+
+
+def written_out_attention(q, k, v):
+    """causal_attention as two batched products and a softmax, in the dtype of q."""
     T, hs = q.shape[-2:]
-    if q.device.type != "cpu" or q.dtype != torch.float32 or T > 256:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    future = torch.full((T, T), float("-inf")).triu(1)
+    future = torch.full((T, T), float("-inf"), dtype=q.dtype).triu(1)
     att = torch.baddbmm(future, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=1 / math.sqrt(hs))
     return torch.bmm(att.softmax(dim=-1), v.flatten(0, 1)).view_as(q)  # (B*nh, T, T) @ (B*nh, T, hs)
 
@@ -61,15 +72,15 @@ class _CPUGELU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
         A, B = _CPUGELU.A, _CPUGELU.B
-        s = torch.sigmoid((x * x).mul_(A * B).add_(A).mul_(x))
+        s = torch.addcmul(x.new_tensor(A), x, x, value=A * B).mul_(x).sigmoid_()
         ctx.save_for_backward(x, s)
         return x * s
 
     @staticmethod
-    def backward(ctx, grad):  # y' = s + x s (1 - s) (A + 3 A B x^2)
+    def backward(ctx, grad):  # y' = s + s (1 - s) x (A + 3 A B x^2)
         A, B, (x, s) = _CPUGELU.A, _CPUGELU.B, ctx.saved_tensors
-        d = (x * x).mul_(3 * A * B).add_(A).mul_(x)
-        return d.addcmul_(d, s, value=-1).add_(1).mul_(s).mul_(grad)
+        d = torch.addcmul(x.new_tensor(A), x, x, value=3 * A * B).mul_(x)
+        return torch.addcmul(s, torch.addcmul(s, s, s, value=-1), d).mul_(grad)
 
 
 def gelu(x):
@@ -86,8 +97,8 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x):
         B, T, C = x.shape
-        qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)     # (B, T, 3C) -> (B, T, 3, nh, hs)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)                                  # three of (B, nh, T, hs)
+        q, k, v = (part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, T, C) -> (B, nh, T, hs)
+                   for part in self.c_attn(x).split(C, dim=2))
         y = causal_attention(q, k, v).transpose(1, 2).reshape(B, T, C)        # (B, nh, T, hs) -> (B, T, C)
         return self.c_proj(y)
 
