@@ -42,8 +42,8 @@ class GPTConfig:
 def causal_attention(q, k, v):
     """softmax(q k^T / sqrt(hs) + causal mask) v, for q, k, v of shape (B, nh, T, hs); returns the same shape.
 
-    Chooses a kernel; both agree to rounding (tests/test_model.py). Torch's for CPUs can be slow at short blocks, most of
-    all its backward pass: there the formula is written out.
+    Chooses a kernel; both agree to rounding (tests/test_model.py). Torch's for CPUs can be slow at short blocks, most
+    of all its backward pass: there the formula is written out.
     """
     if q.device.type == "cpu" and q.size(-2) <= 256 and WRITTEN_OUT.get(q.dtype):
         return written_out_attention(q, k, v)

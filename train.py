@@ -1000,11 +1000,11 @@ def find_machine(s):
 
 
 def _cpu_name():
+    name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
-        for line in open("/proc/cpuinfo"):
-            if line.startswith("model name"):
-                return line.split(":")[1].strip()
-    return platform.processor() or platform.machine()
+        models = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
+        name = models[0] if models else name
+    return f"{name} with {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _matmul_seconds(dtype):
