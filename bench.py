@@ -1068,11 +1068,13 @@ def step_phases(shape, rows, dtype, device, compile="", steps=20):
         mark("evaluation")
     medians = {k: float(np.median(times[k][3:])) for k in PHASES} | {"evaluation": times["evaluation"][1]}
     return medians | {"step": times["all steps"][0] / steps,
-                      "MB": torch.cuda.max_memory_allocated() / 1e6 if device == "cuda" else peak_memory()}
+                      "MB": peak_memory(device)}
 
 
-def peak_memory():
-    """MB of main memory that this process has had at most."""
+def peak_memory(device):
+    """MB that this process has had at most: of the GPU's memory, or of main memory."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e6
     import resource  # not on Windows
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
@@ -1091,7 +1093,7 @@ def matmul_ceiling(dtype, device):
     train.set_precision(device)
     best = 0.0
     for n in (4096, 8192, 16384) if device == "cuda" else (512, 1024, 2048):
-        a = torch.ones(n, n, dtype=getattr(torch, dtype), device=device)
+        a = torch.randn(n, n, dtype=getattr(torch, dtype), device=device)  # a GPU multiplies ones at a higher clock
         for _ in range(6):
             start = time.perf_counter()
             (a @ a)[0, 0].item()
@@ -1121,7 +1123,7 @@ def bare_steps(folder, keep_memory, shape, rows, dtype, device, compile="", step
     else:
         model = GPT(config).to(device)
         (optimizer,) = train.make_optimizers(model, train.arm_job(s, "target"), s)
-    forward = train.wrapped(model, compile, rows, config.block_size, autocast)
+    forward = torch.compile(model, mode=compile) if compile else model  # where it fails there is nothing to compare
     x, times = torch.randint(config.vocab_size, (rows, config.block_size), device=device), []
     for step in range(3 + steps):
         start = time.perf_counter()
@@ -1246,7 +1248,7 @@ def benchmark_time(n, device):
         start = time.perf_counter()
         benchmark(model)
         times.append(time.perf_counter() - start)
-    return float(np.median(times[1:])), peak_memory()
+    return float(np.median(times[1:])), peak_memory(device)
 
 
 # ------------------------------------------------------------------------------------------------------ command line

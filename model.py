@@ -72,14 +72,14 @@ class _CPUGELU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
         A, B = _CPUGELU.A, _CPUGELU.B
-        s = torch.addcmul(x.new_tensor(A), x, x, value=A * B).mul_(x).sigmoid_()
+        s = torch.addcmul(x.new_full((), A), x, x, value=A * B).mul_(x).sigmoid_()
         ctx.save_for_backward(x, s)
         return x * s
 
     @staticmethod
     def backward(ctx, grad):  # y' = s + s (1 - s) x (A + 3 A B x^2)
         A, B, (x, s) = _CPUGELU.A, _CPUGELU.B, ctx.saved_tensors
-        d = torch.addcmul(x.new_tensor(A), x, x, value=3 * A * B).mul_(x)
+        d = torch.addcmul(x.new_full((), A), x, x, value=3 * A * B).mul_(x)
         return torch.addcmul(s, torch.addcmul(s, s, s, value=-1), d).mul_(grad)
 
 

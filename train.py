@@ -243,7 +243,7 @@ class Settings:
     # the machine
     device: str = ""              # cpu or cuda; by default cuda where it is found
     dtype: str = ""               # float32 or bfloat16; by default bfloat16 where the hardware is fast at it
-    processes: int = 0            # bases or arms that run at once; by default one more than there are cores
+    processes: int = 0            # bases or arms that run at once; by default cores + 1, with GPUs up to 8 on each
     compile: str = ""             # one of COMPILE_MODES, for torch.compile; by default none
     checkpoint_every: int = 250   # steps between checkpoints
 
@@ -519,9 +519,9 @@ def mean_over_ranks(x):
     return x
 
 
-def any_rank(flag, device):
+def any_rank(flag):
     """Whether the flag is true on any rank."""
-    return flag if ranks()[1] == 1 else mean_over_ranks(torch.tensor(float(flag), device=device)).item() > 0
+    return flag if ranks()[1] == 1 else mean_over_ranks(torch.tensor(float(flag))).item() > 0  # no GPU is waited for
 
 
 def wrapped(model, mode, rows, block_size, autocast=contextlib.nullcontext()):
@@ -530,6 +530,7 @@ def wrapped(model, mode, rows, block_size, autocast=contextlib.nullcontext()):
     out, device = model, next(model.parameters()).device
     if mode:
         try:
+            torch.compiler.reset()  # under torchrun one process trains many models, and torch keeps few graphs
             out = torch.compile(model, mode=mode)
             x, y = torch.zeros(rows, 2, block_size, dtype=torch.long, device=device).unbind(1)  # as micro_batches gives
             with autocast:
@@ -642,7 +643,7 @@ def train(s, job, folder, base=None, tell=lambda step, loss: None, stopping=lamb
                     write_lines(path.with_suffix(".jsonl"), rows)
                 losses.zero_()
                 n_losses = 0
-        ending = any_rank(interrupted or stopping(), device) or step == job.steps
+        ending = any_rank(interrupted or stopping()) or step == job.steps
         if ending or (step > start and step % s.checkpoint_every == 0):
             save(step)
         if ending:
@@ -794,8 +795,6 @@ def run_task(task, threads, pipe, gpu=0):
     """The body of a child process. Sends (step, loss) into the pipe, at a user's error (-1, the message). Whatever else
     goes wrong leaves its traceback in NAME.log."""
     torch.set_num_threads(threads)
-    if task.settings.device == "cuda":
-        torch.cuda.set_device(gpu)
     log = task.folder / f"{task.job.name}.log"
 
     def tell(*news):
@@ -803,6 +802,8 @@ def run_task(task, threads, pipe, gpu=0):
             pipe.send(news)
 
     try:
+        if task.settings.device == "cuda":
+            torch.cuda.set_device(gpu)
         with owned(task.folder / f".{task.job.name}.lock", wait=60):  # an orphan of a killed run may be ending
             with signals_interrupt():
                 if task.sources:
@@ -826,6 +827,12 @@ def process_context():
     return context
 
 
+def processes_at_once(s, cores, gpus):
+    """How many processes run side by side where the user does not say: on CPUs one more than cores, so that none idles
+    at the end; on GPUs as many as there are cores to feed them, up to 8 on each, whose memory they share."""
+    return s.processes or (max(gpus, min(cores, 8 * gpus)) if s.device == "cuda" else cores + 1)
+
+
 def run_tasks(tasks, title):
     """Runs the tasks that are not finished, several side by side, a process each, under one progress bar. One that
     fails does not stop the others. Returns {name of a failed task: ValueError if a user's mistake, else
@@ -839,7 +846,7 @@ def run_tasks(tasks, title):
     context = process_context()
     children, gpu_of, pipes, unfinished = {}, {}, {}, list(waiting)  # pipes: {what a child's news come from: its name}
     cores, gpus = torch.get_num_threads(), max(1, torch.cuda.device_count())
-    at_once = tasks[0].settings.processes or cores + 1  # one more than cores, so that none idles at the end
+    at_once = processes_at_once(tasks[0].settings, cores, gpus)
     threads = max(1, cores // min(at_once, len(tasks)))  # not of those waiting: a rerun is to round as the first run
     losses, failed = {}, {}
     bar = progress_bar(title, total, sum(done.values()))
@@ -1022,7 +1029,7 @@ def say_plan(s, bases, arms):
     measured now."""
     model = (model_from_checkpoint(load_start(s.init)) if s.init else
              GPT(GPTConfig(800, s.block_size, s.n_layer, s.n_head, s.n_embd))).to(s.device)
-    rows = max(1, min(16, s.batch_size // s.accumulate))
+    rows = max(1, min(16 if s.device == "cpu" else s.batch_size, s.batch_size // s.accumulate))
     x = torch.zeros(rows, s.block_size, dtype=torch.long, device=s.device)
     seconds = []
     for _ in range(4):
@@ -1031,16 +1038,20 @@ def say_plan(s, bases, arms):
             model(x, x)[1].backward()
         model.transformer.wpe.weight.grad.sum().item()
         seconds.append(time.perf_counter() - start)
+    n_params, tokens = model.num_params(), x.numel()
+    if s.device == "cuda":  # this process keeps no more of its memory than it must
+        del model, x
+        torch.cuda.empty_cache()
     left = sum((task.job.steps - task.so_far()["step"]) * task.job.batch_size * s.block_size
                for task in [*bases, *arms])
-    minutes = left * sorted(seconds)[1] / x.numel() * 1.2 / 60
+    minutes = left * sorted(seconds)[1] / tokens * 1.2 / 60
 
     def of(tasks, what):
         job = tasks[0].job if tasks else None
         size = f" of {job.steps} steps, {job.steps * job.batch_size * s.block_size / 1e6:.1f}M tokens" if job else ""
         return f"{len(tasks)} {what}{'s' * (len(tasks) != 1)}{size}"
 
-    print(f"study {s.study}, {s.seeds} run{'s' * (s.seeds > 1)}, {model.num_params() / 1e6:.2f}M parameters: "
+    print(f"study {s.study}, {s.seeds} run{'s' * (s.seeds > 1)}, {n_params / 1e6:.2f}M parameters: "
           f"{of(bases, 'base')}; {of(arms, 'arm')}; about {math.ceil(minutes)} min")
 
 
@@ -1300,6 +1311,9 @@ def parse_flags(argv):
             raise ValueError(f"--{name} is {getattr(s, name)}, expected a share from 0 to {top}")
     if s.compile not in ("", *COMPILE_MODES):
         raise ValueError(f"--compile is {s.compile!r}, expected one of {', '.join(COMPILE_MODES)}")
+    if s.accumulate > 1 and s.compile in ("reduce-overhead", "max-autotune"):
+        raise ValueError(f"--compile {s.compile} uses CUDA graphs, which overwrite the gradients that --accumulate "
+                         f"{s.accumulate} adds to: take default or max-autotune-no-cudagraphs")
     GPTConfig(s.vocab_size, s.block_size, s.n_layer, s.n_head, s.n_embd)
     return s, flags
 

@@ -54,6 +54,7 @@ TRAIN = [
     (["--study", "avg"], "study 'avg'.*averaging"), (["--only", "taget"], "taget.*target"), (["--only", "ema,"], "unknown arm ''"),
     (["--device", "tpu"], "tpu.*cpu"), (["--dtype", "int8"], "int8.*float32"),
     (["--compile", "fast"], "compile is 'fast'.*max-autotune"),
+    (["--compile", "reduce-overhead", "--accumulate", "2"], "CUDA graphs.*--accumulate 2.*take default"),
     (["--name", "../elsewhere"], "name is '../elsewhere'"), (["--name", ".."], "name is"), (["--name", ""], "name is ''"),
     # settings
     (["--steps", "0"], "steps is 0.*from 1"), (["--steps", "-5"], "steps is -5"), (["--seeds", "0"], "seeds is 0"),

@@ -85,6 +85,13 @@ def test_a_batch_of_fewer_rows_than_processes_is_refused(smoke, monkeypatch):
         train.train(smoke[0], train.arm_job(smoke[0], "target"), smoke[1])
 
 
+@pytest.mark.parametrize("device, processes, cores, gpus, at_once", [
+    ("cpu", 0, 2, 1, 3), ("cpu", 5, 2, 1, 5), ("cuda", 0, 16, 1, 8), ("cuda", 0, 1, 4, 4), ("cuda", 0, 64, 8, 64),
+    ("cuda", 2, 64, 8, 2)])
+def test_every_gpu_gets_a_process_and_none_more_than_eight(device, processes, cores, gpus, at_once):
+    assert train.processes_at_once(train.Settings(device=device, processes=processes), cores, gpus) == at_once
+
+
 def test_without_a_compiler_the_model_trains_uncompiled_and_says_so(tiny, monkeypatch, capsys):
     def no_compiler(*_, **__):
         raise RuntimeError("no C compiler")
