@@ -50,7 +50,7 @@ def causal_attention(q, k, v):
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
-# where the written out form was the faster one: in bfloat16 only with instructions for it, which older torch does not tell
+# where the written out form was the faster one: in bfloat16 only with instructions for it (which older torch hides)
 WRITTEN_OUT = {torch.float32: torch.backends.cpu.get_cpu_capability() != "AVX512",
                torch.bfloat16: getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16", False)}
 
