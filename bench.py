@@ -1103,9 +1103,10 @@ def matmul_ceiling(dtype, device):
     return best
 
 
-def bare_steps(folder, keep_memory, shape, rows, dtype, device, compile="", steps=10):
+def bare_steps(folder, keep_memory, shape, rows, dtype, device, compile="", steps=10, warm_up=40):
     """Milliseconds of training steps (forward, backward, clip, optimizer) of this GPT or, where a folder is given, of
-    nanoGPT's from the model.py in it. keep_memory: after keep_freed_memory() of train.py, which nanoGPT has not."""
+    nanoGPT's from the model.py in it. keep_memory: after keep_freed_memory() of train.py, which nanoGPT has not.
+    warm_up: steps before those that are timed; a process goes on asking for more memory for about forty."""
     import train
     if keep_memory:
         train.keep_freed_memory()
@@ -1125,7 +1126,7 @@ def bare_steps(folder, keep_memory, shape, rows, dtype, device, compile="", step
         (optimizer,) = train.make_optimizers(model, train.arm_job(s, "target"), s)
     forward = torch.compile(model, mode=compile) if compile else model  # where it fails there is nothing to compare
     x, times = torch.randint(config.vocab_size, (rows, config.block_size), device=device), []
-    for step in range(3 + steps):
+    for step in range(warm_up + steps):
         start = time.perf_counter()
         with autocast:
             loss = forward(x, x)[1]
@@ -1136,7 +1137,7 @@ def bare_steps(folder, keep_memory, shape, rows, dtype, device, compile="", step
         if device == "cuda":
             torch.cuda.synchronize()
         times.append(1000 * (time.perf_counter() - start))
-    return times[3:]
+    return times[warm_up:]
 
 
 def beside(folder, *args, turns=5):
@@ -1181,8 +1182,8 @@ def speed(device, nanogpt="", compile=""):
                          f"{ms['MB']:,.0f}", f"{flop / ms['step'] / 1e6:,.1f}",
                          f"{1000 * flop / ms['step'] / ceiling:.0%}"])
             if nanogpt:
-                turns, each = (2, 2) if steps == 3 else (5, 10)
-                ours, *theirs = beside(nanogpt, shape, B, dtype, device, compile, each, turns=turns)
+                turns, each, warm_up = (2, 2, 3) if steps == 3 else (5, 10, 40)
+                ours, *theirs = beside(nanogpt, shape, B, dtype, device, compile, each, warm_up, turns=turns)
                 ratios.append([size, dtype, f"{ours:.1f}", *(x for t in theirs
                                                              for x in (f"{t:.1f}", f"{t / ours:.2f}"))])
     yield from ["", *_markdown(heading, rows), "", "Milliseconds a step and tokens/s: the mean of whole steps in a "
