@@ -325,7 +325,7 @@ def lr_factor(step, job):
 
 class StackedMuon(torch.optim.Muon):
     """torch.optim.Muon with the matrices of one shape stacked, where torch orthogonalises one by one in bfloat16: the
-    products are so small that most of the time is spent on starting them, and a CPU emulates bfloat16."""
+    products are so small that most of the time is spent on starting them, and many CPUs emulate bfloat16."""
 
     def __init__(self, params, dtype, **settings):
         super().__init__(params, **settings)
