@@ -1106,7 +1106,7 @@ def matmul_ceiling(dtype, device):
 def bare_steps(folder, keep_memory, shape, rows, dtype, device, compile="", steps=10, warm_up=40):
     """Milliseconds of training steps (forward, backward, clip, optimizer) of this GPT or, where a folder is given, of
     nanoGPT's from the model.py in it. keep_memory: after keep_freed_memory() of train.py, which nanoGPT has not.
-    warm_up: steps before those that are timed; a process goes on asking for more memory for about forty."""
+    warm_up: steps before those that are timed; in its first steps a process asks the system for memory."""
     import train
     if keep_memory:
         train.keep_freed_memory()

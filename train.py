@@ -1029,7 +1029,8 @@ def say_plan(s, bases, arms):
     measured now."""
     model = (model_from_checkpoint(load_start(s.init)) if s.init else
              GPT(GPTConfig(800, s.block_size, s.n_layer, s.n_head, s.n_embd))).to(s.device)
-    rows = max(1, min(16 if s.device == "cpu" else s.batch_size, s.batch_size // s.accumulate))
+    rows = max(1, s.batch_size // s.accumulate)
+    rows = min(16, rows) if s.device == "cpu" else rows  # there time goes by tokens, on a GPU by launches, too
     x = torch.zeros(rows, s.block_size, dtype=torch.long, device=s.device)
     seconds = []
     for _ in range(4):

@@ -48,6 +48,15 @@ def tiny():
     return GPT(GPTConfig(vocab_size=10, block_size=16, n_layer=2, n_head=2, n_embd=16))
 
 
+@pytest.fixture
+def no_compiler(monkeypatch):
+    """torch.compile fails, as it does where there is no C compiler."""
+    def fail(*_, **__):
+        raise RuntimeError("no C compiler")
+
+    monkeypatch.setattr(torch, "compile", fail)
+
+
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory):
     """Settings of a run of a second, and a folder with its prepared data and trained base."""

@@ -355,11 +355,7 @@ def test_nanogpt_is_timed_beside_from_its_own_folder(tmp_path, call):
     assert code == 2 and "nowhere holds no model.py" in err
 
 
-def test_steps_that_were_to_be_compiled_and_are_not_are_not_timed(monkeypatch):
-    def no_compiler(*_, **__):
-        raise RuntimeError("no C compiler")
-
-    monkeypatch.setattr(torch, "compile", no_compiler)
+def test_steps_that_were_to_be_compiled_and_are_not_are_not_timed(no_compiler):
     with pytest.raises(RuntimeError, match="no C compiler"):
         bench.bare_steps("", False, dict(vocab_size=50, block_size=16, n_layer=1, n_head=1, n_embd=8), 2, "float32", "cpu",
                          "default")

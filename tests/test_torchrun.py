@@ -92,11 +92,7 @@ def test_every_gpu_gets_a_process_and_none_more_than_eight(device, processes, co
     assert train.processes_at_once(train.Settings(device=device, processes=processes), cores, gpus) == at_once
 
 
-def test_without_a_compiler_the_model_trains_uncompiled_and_says_so(tiny, monkeypatch, capsys):
-    def no_compiler(*_, **__):
-        raise RuntimeError("no C compiler")
-
-    monkeypatch.setattr(torch, "compile", no_compiler)
+def test_without_a_compiler_the_model_trains_uncompiled_and_says_so(tiny, no_compiler, capsys):
     assert train.wrapped(tiny, "default", 2, 8) is tiny and train.wrapped(tiny, "", 2, 8) is tiny
     assert "torch.compile failed (RuntimeError), going on without" in capsys.readouterr().err
     assert all(p.grad is None for p in tiny.parameters())
