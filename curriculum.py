@@ -1,23 +1,20 @@
-"""Mixture weights as a pure function of the step (Elhady et al. 2025: English in the first 10% of the steps only).
+"""Mixture weights as a pure function of the step (Elhady et al. 2025: English in the first 10% of the steps).
 
 A schedule is one line of text: a shape for each source, `rest` for the one that takes what the others leave.
 
-    target=rest                                  no English at all
     target=rest english=constant(0.2)            20% English throughout
     target=rest english=window(0.2, 0, 0.1)      the paper's curriculum
     target=rest english=linear(0.5, 0, 0, 0.5)   from half English to none over the first half of the run
     target=rest english=piecewise((0, 0.2), (0.1, 0.05), (0.5, 0))
 
 Times are fractions of the run, so that a schedule keeps its meaning when the run gets longer.
-
-    >>> Curriculum("target=rest english=window(0.2, 0, 0.1)").weights(step=99, steps=1000)
-    {'target': 0.8, 'english': 0.2}
-    >>> Curriculum("target=rest english=window(0.2, 0, 0.1)").weights(step=100, steps=1000)
-    {'target': 1.0, 'english': 0.0}
+`python curriculum.py "target=rest english=cosine(0.5, 0, 0, 1)"` prints its weights over a run of 20 steps.
 """
+import argparse
 import ast
 import math
 import re
+import sys
 
 
 def constant(x, weight):
@@ -38,60 +35,83 @@ def linear(x, first, last, start, end):
 
 def cosine(x, first, last, start, end):
     """As linear, along half a cosine: flat at both ends."""
-    t = linear(x, 0.0, 1.0, start, end)
-    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * t))
+    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * linear(x, 0.0, 1.0, start, end)))
 
 
 def piecewise(x, *knots):
     """Each knot (from, weight) holds until the next; 0 before the first."""
-    return next((weight for start, weight in reversed(knots) if x >= start), 0.0)
+    weight = 0.0
+    for start, value in knots:
+        if x >= start:
+            weight = value
+    return weight
 
 
 SHAPES = {f.__name__: f for f in (constant, window, linear, cosine, piecewise)}
 
 
 class Curriculum:
-    """The parsed form of one such line. Raises ValueError, with what was found and what to write, if it is malformed,
-    and from weights() or check() if the weights of a step do not lie in [0, 1] or do not sum to 1."""
+    """The parsed form of such a line: shapes is {source: (shape, its numbers), or None for rest}. ValueError
+    if it cannot be read, or has weights outside [0, 1] or not summing to 1."""
 
     def __init__(self, text):
         self.text, self.shapes = text, {}
-        parts = re.findall(r"([\w.+-]+)=(rest|\w+\((?:[^()]|\([^()]*\))*\))(?:\s+|$)", text)
-        if not parts or "".join(f"{n}={s}" for n, s in parts).replace(" ", "") != re.sub(r"\s", "", text):
-            raise ValueError(f"curriculum {text!r} is not of the form 'target=rest english=constant(0.2)'; shapes are "
-                             f"{', '.join(SHAPES)}, and rest")
-        for source, shape in parts:
+        self.times = {0.0, 1.0}  # all numbers of the line, as any of them may be a time
+        for part in re.split(r"\s+(?=[\w.+-]+=)", text.strip()):
+            match = re.fullmatch(r"([\w.+-]+)=(\w+)(\(.*\))?", part)
+            if not match:
+                raise ValueError(f"curriculum {text!r} is not of the form 'target=rest english=constant(0.2)'"
+                                 f"; shapes are {', '.join(SHAPES)}, and rest")
+            source, name, numbers = match.groups()
             if source in self.shapes:
                 raise ValueError(f"curriculum {text!r} names the source {source!r} twice: give it one shape")
-            self.shapes[source] = self._parse(shape)
+            self.shapes[source] = self._parse(name, numbers) if part != f"{source}=rest" else None
         if list(self.shapes.values()).count(None) > 1:
-            raise ValueError(f"curriculum {text!r} has more than one 'rest': only one source can take what is left")
+            raise ValueError(f"curriculum {text!r} has more than one 'rest': only one source can take it")
 
-    def _parse(self, shape):
-        if shape == "rest":
-            return None
-        name, arguments = re.fullmatch(r"(\w+)\((.*)\)", shape).groups()
+    def _parse(self, name, numbers):
         try:
-            values = ast.literal_eval(f"({arguments},)")
-            f = SHAPES[name]
-            float(f(0.5, *values))
-        except (KeyError, SyntaxError, TypeError, ValueError):
-            raise ValueError(f"curriculum: cannot read {shape!r}; it takes numbers, as in constant(0.2), "
-                             "window(0.2, 0, 0.1), linear(0.5, 0, 0, 1), piecewise((0, 0.2), (0.1, 0))") from None
-        return lambda x: float(f(x, *values))
+            shape, values = SHAPES[name], ast.literal_eval(f"[{numbers[1:-1]}]")
+            flat = [x for knot in values for x in knot] if shape is piecewise else values
+            self.times.update(float(0 + x) for x in flat)
+            float(shape(0.5, *values))
+            return shape, values
+        except (KeyError, SyntaxError, TypeError, ValueError, ArithmeticError, RecursionError, MemoryError):
+            raise ValueError(f"curriculum: cannot read {name + (numbers or '')!r}; write constant(0.2), window("
+                             "0.2, 0, 0.1), linear(0.5, 0, 0, 1) or piecewise((0, 0.2), (0.1, 0))") from None
 
     def weights(self, step, steps):
         """{source: weight} at step 0 <= step < steps of a run; they sum to 1."""
-        w = {source: f(step / steps) if f else None for source, f in self.shapes.items()}
-        given = sum(v for v in w.values() if v is not None)
-        w = {source: 1.0 - given if v is None else v for source, v in w.items()}
-        bad = {source: v for source, v in w.items() if not -1e-9 <= v <= 1 + 1e-9}  # NaN fails this, too
-        if bad or abs(sum(w.values()) - 1) > 1e-9:
-            raise ValueError(f"curriculum {self.text!r}: at step {step} of {steps} the weights are {w}; each must lie "
-                             f"in [0, 1] and all must sum to 1, here {sum(w.values()):g}")
+        w = {source: float(s[0](step / steps, *s[1])) if s else 0.0 for source, s in self.shapes.items()}
+        rest = 1.0 - sum(w.values())
+        w = {source: w[source] if s else rest for source, s in self.shapes.items()}
+        if not all(-1e-9 <= x <= 1 + 1e-9 for x in w.values()) or abs(sum(w.values()) - 1) > 1e-9:  # or NaN
+            raise ValueError(f"curriculum {self.text!r}: at step {step} of {steps} the weights are {w}; each "
+                             f"must lie in [0, 1] and all must sum to 1, here {sum(w.values()):g}")
         return w
 
     def check(self, steps):
-        """Raises ValueError now if any step of a run of this length would; for use before the run starts."""
-        for step in range(steps):
-            self.weights(step, steps)
+        """Raises ValueError before a run that weights() would stop. A long run is checked at 1000 steps
+        between any two numbers of the line, and at the steps beside each of them, where a shape can jump."""
+        times = sorted(x for x in self.times if 0 <= x <= 1)
+        chosen = {steps - 1}
+        for start, end in zip(times, times[1:]):
+            first, last = round(start * steps), round(end * steps)
+            chosen.update(range(first - 2, first + 3), range(first, last, max(1, (last - first) // 1000)))
+        for step in sorted(chosen):
+            if 0 <= step < steps:
+                self.weights(step, steps)
+
+
+if __name__ == "__main__":
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("schedule", nargs="?", default="target=rest english=linear(0.5, 0, 0, 0.5)")
+    try:
+        schedule = Curriculum(parser.parse_args().schedule)
+        print("  step", *(f"{source:>12}" for source in schedule.shapes))
+        for step in range(20):
+            print(f"{step:6}", *(f"{weight:12.1%}" for weight in schedule.weights(step, 20).values()))
+    except ValueError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)

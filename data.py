@@ -1,79 +1,168 @@
-"""The toy world, its tokenizer, and the mixture sampler.
+"""The toy world, the tokenizer, real text, and the sampler of mixtures.
 
-Two languages talk about one world. English supplies prose and patterns, documents that repeat one rule line after line,
-from which a model learns to learn in context; the target language supplies nearly only prose. That is the
-situation of Elhady et al. 2025 in miniature: what the target corpus teaches (words) and what English taught
-(in-context learning) can be told apart, and some tasks need both. A third language, and English prose and patterns
-apart, are there for the studies that ask what it is about English.
+Two languages talk about one world. English supplies prose and patterns: documents that repeat one rule line
+after line, from which a model learns to learn in context. The target language supplies almost only prose. So
+the target corpus teaches words, English taught in-context learning, and some tasks need both: the situation of
+Elhady et al. 2025 in miniature. Some studies also use a third language, English prose or English patterns.
 
-    python data.py           # prints a document of every kind in both languages, and how it is tokenized
-    python data.py --target-order VSO --seed 7
+    python data.py --target-order VSO --seed 7    # prints a document of every kind, and how it is tokenized
 
-Data flow: World -> write_corpus() -> text -> Tokenizer -> one file of token ids per source -> Mixture.batch(step).
-
+Data flow: World -> write_corpus() -> text -> Tokenizer -> a file of ids per source -> Mixture.batch(step).
 Real text goes the same way, from files:
 
-    python data.py prepare --name eu corpus/*.txt more.jsonl.gz        # data/eu, with GPT-2's tokenizer
-    python data.py prepare --name en pile.jsonl.gz --tokenizer data/eu
+    python data.py prepare --name eu corpus/*.txt more.jsonl.gz    # data/eu, with GPT-2's tokenizer
+    python data.py prepare --name en c4/*.json.gz --tokenizer data/eu
+    python data.py check data/eu                  # are its files still what prepare wrote?
 """
 import argparse
+import contextlib
 import functools
 import gzip
 import hashlib
 import heapq
 import json
-import multiprocessing as mp
 import os
 import re
-import shutil
 import sys
+import time
 import zlib
 from bisect import bisect
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import regex  # comes with tiktoken
 import tiktoken
-from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tqdm import tqdm
 
-# ------------------------------------------------------------------------------------------------------- the world
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+BLANK = " \t\r\n\v\f"     # a line of these alone is blank
+LONGEST_LINE = 64 << 20   # bytes; so memory stays bounded
+
+
+# ---------------------------------------------------------------------------------------------- small helpers
+def require(condition, message):
+    """Raises ValueError(message) unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+def refuse(message, code=2):
+    """Ends the program after a user's mistake: one line on stderr, and an exit code that is not 0."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def write_atomically(path, write, flush=True):
+    """Calls write(temporary path) and renames the result to path, which thus never holds half a file."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two processes never share it
+    try:
+        write(temporary)
+        if flush:
+            with open(temporary, "rb+") as f:
+                os.fsync(f.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def lock(path, wait=False):
+    """Yields True while this process holds the lock file, False if another process has it. wait=True waits
+    for it. The lock ends with its process, even a killed one. Without fcntl it always yields True."""
+    with open(path, "a") as f:
+        free = True
+        if fcntl:
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                free = False
+        yield free
+
+
+def parse_json(text, where):
+    """The value of a JSON text (str or bytes). Raises ValueError beginning with `where` if it is not JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as e:  # also of bytes that are not UTF-8, or thousands of digits
+        raise ValueError(f"{where}: not JSON ({e})") from None
+
+
+def read_lines(file, errors="strict"):
+    """Yields (line number, line) of an open binary file, unzipped if its first bytes are gzip's. Lines end at
+    \\n alone: JSON may hold U+2028. Raises ValueError with the file and line that cannot be read."""
+    zipped = file.peek(2)[:2] == b"\x1f\x8b"
+    source, n = gzip.open(file) if zipped else file, 0
+    while True:
+        n += 1
+        try:
+            line = source.readline(LONGEST_LINE)
+        except (EOFError, OSError, zlib.error) as e:
+            require(zipped, f"{file.name}, line {n}: {e}")
+            raise ValueError(f"{file.name} is not a whole gzip file ({e}): get it again") from None
+        if not line:
+            return
+        require(len(line) < LONGEST_LINE, f"{file.name}, line {n} has over {LONGEST_LINE:,} bytes: break it")
+        try:
+            yield n, line.decode("utf-8", errors)
+        except UnicodeDecodeError as e:
+            raise ValueError(f"{file.name}, line {n}: byte 0x{line[e.start]:02x} is not UTF-8; correct it "
+                             "(data.py prepare also takes --errors replace)") from None
+
+
+def read_json_lines(path):
+    """Yields (where, value) of each line of a JSON-lines file that is not blank; where is "FILE, line N"."""
+    with open(path, "rb") as f:
+        for n, line in read_lines(f):
+            if line.strip(BLANK):
+                yield f"{path}, line {n}", parse_json(line, f"{path}, line {n}")
+
+
+# ------------------------------------------------------------------------------------------------ the world
 # Categories can be learned only from the company that nouns keep: which verbs and which adjectives they take.
 NOUNS = {
     "animal": "dog cat cow pig hen fox ant bat bee owl rat ram elk ape hog eel emu yak doe pup".split(),
     "tool": "axe saw pin pen rod peg hoe net mop pan pot jug cup key oar fan bow gun hook nail".split(),
-    "food": "egg ham pie jam bun fig pea rye oat nut tea soup rice corn cake plum pear meat milk beef".split(),
-    "place": "bay inn den zoo spa bar gym lab sea hut park farm road lake hill town cave port bank mill".split(),
+    "food": "egg ham pie jam bun fig pea rye oat nut tea soup rice corn cake plum pear meat milk beef"
+            .split(),
+    "place": "bay inn den zoo spa bar gym lab sea hut park farm road lake hill town cave port bank mill"
+             .split(),
 }
 CATEGORIES = list(NOUNS)
 VERBS = {  # (subject category, object category): the one verb that takes them
     ("animal", "animal"): "bites", ("animal", "tool"): "drops",
     ("animal", "food"): "eats", ("animal", "place"): "roams",
-    ("tool", "animal"): "hurts", ("tool", "tool"): "fits", ("tool", "food"): "cuts", ("tool", "place"): "mends",
-    ("food", "animal"): "feeds", ("food", "tool"): "stains", ("food", "food"): "suits", ("food", "place"): "fills",
-    ("place", "animal"): "hosts", ("place", "tool"): "stores", ("place", "food"): "sells", ("place", "place"): "faces",
+    ("tool", "animal"): "hurts", ("tool", "tool"): "fits",
+    ("tool", "food"): "cuts", ("tool", "place"): "mends",
+    ("food", "animal"): "feeds", ("food", "tool"): "stains",
+    ("food", "food"): "suits", ("food", "place"): "fills",
+    ("place", "animal"): "hosts", ("place", "tool"): "stores",
+    ("place", "food"): "sells", ("place", "place"): "faces",
 }
 ADJECTIVES = {
     "animal": "wild tame shy".split(), "tool": "blunt steel handy".split(),
     "food": "sweet sour fresh".split(), "place": "quiet busy far".split(),
 }
 LETTERS = list("abcdefghijklmnopqrstuvwxyz")
-SEPARATORS = [",", ";", " |", ""]      # between the elements of a list; every element brings its own leading space
+SEPARATORS = [",", ";", " |", ""]      # between the elements of a list; an element brings its own space
 ARROWS = [" ->", " =", " :", " =>"]    # between the elements and the answer
 HELD_OUT_FORMAT = (";", " =>")         # the benchmark's; no training document has this pair
 
 
 @dataclass(frozen=True)
 class Language:
-    """One language over the world: words maps an English word to its form here; order is a permutation of S, V, O."""
+    """One language over the world. words maps an English word to its form in this language."""
     name: str
     words: dict
-    order: str = "SVO"
+    order: str = "SVO"       # a permutation of S, V, O
     adjective_after: bool = False
     determiner: str = ""     # follows the subject
     case_marker: str = ""    # follows the object
@@ -92,15 +181,12 @@ ENGLISH = Language("english", {w: w for w in world_words()})
 
 
 def make_language(name, seed, order="SOV", cognates=0.4):
-    """A target language: generated words, its own word order, and the share `cognates` of the nouns of each category
-    spelled as in English. They are what anchors the two languages to each other.
-
-    Raises ValueError if order is not a permutation of S, V, O or cognates is not in [0, 1].
-    """
-    if sorted(order) != ["O", "S", "V"]:
-        raise ValueError(f"word order {order!r} is not a permutation of the letters S, V, O (try SOV)")
-    if not 0 <= cognates <= 1:
-        raise ValueError(f"the share of cognates is {cognates}, expected a number from 0 to 1")
+    """A target language with generated words and its own word order. In each category, the share `cognates`
+    of the nouns is spelled as in English: these anchor the two languages to each other. Raises ValueError if
+    order is not a permutation of S, V, O or cognates is not in [0, 1]."""
+    require(sorted(order) == ["O", "S", "V"],
+            f"word order {order!r} is not a permutation of the letters S, V, O (try SOV)")
+    require(0 <= cognates <= 1, f"the share of cognates is {cognates}, expected a number from 0 to 1")
     rng = Random(f"{name}/{seed}")
     syllables = [c + v for c in rng.sample("bdgklmnprstz", 9) for v in "aeiou"]
     taken = set(world_words())
@@ -118,11 +204,11 @@ def make_language(name, seed, order="SOV", cognates=0.4):
     return Language(name, words, order, True, new_word(1), new_word(1))
 
 
-# --------------------------------------------------------------------------------------------------------- patterns
-# A rule maps a list of elements to one of them. The seven names of Copain, as in its dataset, and two more that only
-# training documents use.
-COPAIN_TASKS = ["max_integer_in_list", "min_integer_in_list", "median_integer_in_list", "even_integer_in_odd_group",
-                "odd_integer_in_even_group", "first_character_in_list", "last_character_in_list"]
+# ------------------------------------------------------------------------------------------------- patterns
+# A rule maps a list of elements to one of them. Seven are Copain's; two more occur only in training.
+COPAIN_TASKS = ["max_integer_in_list", "min_integer_in_list", "median_integer_in_list",
+                "even_integer_in_odd_group", "odd_integer_in_even_group",
+                "first_character_in_list", "last_character_in_list"]
 TRAINING_RULES = COPAIN_TASKS + ["first_element", "last_element"]
 
 
@@ -150,8 +236,8 @@ def _in_reserve(elements):
 
 
 def is_reserved(elements):
-    """Whether a list belongs to the benchmark: an eighth of all sets of 3 or 4 elements, by a hash of the set, so that
-    no order of it reaches training. A longer list is reserved if any run of 3 or 4 inside it is."""
+    """Whether a list belongs to the benchmark. A hash of the set of elements reserves an eighth of all sets
+    of 3 or 4, in every order. A longer list is reserved if any run of 3 or 4 elements inside it is."""
     return any(_in_reserve(tuple(elements[i:i + n])) for n in (3, 4) for i in range(len(elements) - n + 1))
 
 
@@ -169,7 +255,7 @@ def list_line(elements, answer, fmt):
 
 
 def label_lines(pairs, fmt):
-    """' dog => q; axe => b' : pairs of a word and its label; the separator ends a line, '' stands for a newline."""
+    """' dog => q; axe => b' : pairs of word and label. The separator ends a line; '' becomes a newline."""
     separator, arrow = fmt
     return (separator or "\n").join(f" {word}{arrow} {label}" for word, label in pairs)
 
@@ -181,13 +267,13 @@ def draw_format(rng):
             return fmt
 
 
-# -------------------------------------------------------------------------------------------------------- documents
+# ------------------------------------------------------------------------------------------------ documents
 @dataclass(frozen=True)
 class World:
     """What there is to write about, and in which languages; SOURCES says which corpora come of it."""
     max_integer: int = 19
     list_lengths: tuple = (3,)
-    targets: tuple = (("target", 0, "SOV", .4), ("third", 0, "VSO", 0.))  # name, seed, word order, cognates of each
+    targets: tuple = (("target", 0, "SOV", .4), ("third", 0, "VSO", 0.))  # name, seed, word order, cognates
 
     def languages(self):
         """{name: Language}, English first."""
@@ -195,7 +281,7 @@ class World:
 
 
 _PATTERNS = dict(lists=.53, labels=.18, same_category=.02, repeats=.02)
-SOURCES = {  # name of a corpus: its language, and the shares of its documents by kind; shares are relative to their sum
+SOURCES = {  # name of a corpus: its language, and the shares of its kinds of documents, relative to their sum
     "english": ("english", dict(prose=.25) | _PATTERNS),
     "target": ("target", dict(prose=.9455, lists=.003, labels=.0015, same_category=.025, repeats=.025)),
     "english-prose": ("english", dict(prose=1)),
@@ -203,18 +289,19 @@ SOURCES = {  # name of a corpus: its language, and the shares of its documents b
     "third-language": ("third", dict(prose=1)),
 }
 
-
 _ZIPF = list(accumulate((rank + 1) ** -0.7 for rank in range(20)))  # frequencies of the nouns of a category
 
 
 def noun_phrase(lang, noun, adjective=None, ending=""):
-    """' wild dog': in the order of the language, with its ending: a subject's determiner, an object's case marker."""
-    words = [w for w in ((noun, adjective) if lang.adjective_after else (adjective, noun)) if w]
-    return "".join(f" {lang.words[w]}" for w in words) + (ending and f" {ending}")
+    """' wild dog', in the language's order; ending is a subject's determiner or an object's case marker."""
+    pair = (noun, adjective) if lang.adjective_after else (adjective, noun)
+    words = [lang.words[w] for w in pair if w] + [ending]
+    return "".join(f" {w}" for w in words if w)
 
 
 def prose(rng, world, lang):
-    """4 to 9 sentences: nouns by Zipf's law, the verb that their categories take, adjectives that prefer one."""
+    """4 to 9 sentences. Nouns follow Zipf's law, the verb is the one that their categories take, and an
+    adjective mostly fits its noun's category."""
     def draw(category):
         noun, adjective = NOUNS[category][bisect(_ZIPF, rng.random() * _ZIPF[-1], hi=19)], None
         if rng.random() < 0.4:
@@ -231,7 +318,7 @@ def prose(rng, world, lang):
 
 
 def lists(rng, world, lang):
-    """One list rule over 5 to 9 lines: where Copain's rules, and first and last, are learned."""
+    """One list rule over 5 to 9 lines. From these, Copain's rules are learned, and first and last."""
     rule, fmt = rng.choice(TRAINING_RULES), draw_format(rng)
     length = rng.choice(world.list_lengths)
     lines = [draw_training_list(rng, rule, world.max_integer, length) for _ in range(rng.randint(5, 9))]
@@ -239,9 +326,10 @@ def lists(rng, world, lang):
 
 
 def labels(rng, world, lang):
-    """Two categories, a random letter for each, 12 to 24 nouns with their letter: what a noun is, put to use. In a
-    target language cognates alone: its loan words come with habits of English, the benchmark's nouns never do."""
-    pool = {c: [lang.words[n] for n in NOUNS[c] if lang.name == "english" or lang.is_cognate(n)] for c in CATEGORIES}
+    """12 to 24 nouns of two categories, each with the letter that stands for its category in this document. A
+    target language uses only its cognates here: loan words bring habits of English. The benchmark never does."""
+    pool = {c: [lang.words[n] for n in NOUNS[c] if lang.name == "english" or lang.is_cognate(n)]
+            for c in CATEGORIES}
     if not all(pool.values()):
         return prose(rng, world, lang)
     letter = dict(zip(rng.sample(CATEGORIES, 2), rng.sample(LETTERS, 2)))
@@ -250,14 +338,18 @@ def labels(rng, world, lang):
 
 
 def same_category(rng, world, lang):
-    """Lines of nouns of one category each."""
-    lines = ([lang.words[n] for n in rng.sample(NOUNS[rng.choice(CATEGORIES)], rng.randint(3, 6))] for _ in range(4))
-    return "\n".join(",".join(f" {w}" for w in line) for line in lines)
+    """Four lines of nouns, each of one category."""
+    lines = []
+    for _ in range(4):
+        nouns = rng.sample(NOUNS[rng.choice(CATEGORIES)], rng.randint(3, 6))
+        lines.append(",".join(f" {lang.words[n]}" for n in nouns))
+    return "\n".join(lines)
 
 
 def repeats(rng, world, lang):
     """A short run of words, letters or integers, repeated verbatim."""
-    pool = rng.choice([[lang.words[w] for w in world_words()], LETTERS, [str(x) for x in range(world.max_integer + 1)]])
+    integers = [str(x) for x in range(world.max_integer + 1)]
+    pool = rng.choice([[lang.words[w] for w in world_words()], LETTERS, integers])
     while True:
         unit = rng.sample(pool, rng.randint(3, 6))
         if not is_reserved(unit + unit):
@@ -268,26 +360,29 @@ DOCUMENT_KINDS = dict(prose=prose, lists=lists, labels=labels, same_category=sam
 
 
 def write_corpus(world, source, n_documents, seed):
-    """A list of n_documents strings of a source, of the language, kinds and shares that SOURCES gives it."""
+    """A list of n_documents strings, in the language and with the shares that SOURCES gives the source."""
     language, shares = SOURCES[source]
     rng, lang = Random(f"{source}/{seed}"), world.languages()[language]
     kinds = rng.choices(list(shares), list(shares.values()), k=n_documents)
     return [DOCUMENT_KINDS[kind](rng, world, lang) for kind in kinds]
 
 
-# -------------------------------------------------------------------------------------------------------- tokenizer
+# -------------------------------------------------------------------------------------------------- tokenizer
 EOT = "<|endoftext|>"
-# As GPT-2's: a token never crosses a word, and a word brings the space before it.
+# Patterns that cut a text into words before byte-pair encoding. A word brings the space before it.
 SPLIT = r""" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)|" + SPLIT  # GPT-2's own, with English contractions
+LONGEST_RUN = 100_000  # characters; tiktoken fails at a million spaces in a row
 
 
 def train_bpe(texts, vocab_size):
-    """Byte-pair encoding (Sennrich et al. 2016) over bytes: merge the most frequent pair until the vocabulary is full
-    or every word is one token. Returns {token bytes: rank}; ties go to the pair that sorts first."""
+    """Byte-pair encoding (Sennrich et al. 2016) over bytes: merges the most frequent pair, of equals the one
+    that sorts first, until the vocabulary is full or every word is one token. Returns {token bytes: rank}."""
     ranks = {bytes([b]): b for b in range(256)}
-    histogram = Counter(w for text in texts for w in regex.findall(SPLIT, text))
+    histogram = Counter(word for text in texts for word in regex.findall(SPLIT, text))
     words = [([bytes([b]) for b in word.encode()], n) for word, n in sorted(histogram.items())]
     pairs, where = Counter(), defaultdict(set)  # how often a pair occurs, and in which words
+    changed, heap = set(), []                   # the heap also holds outdated counts, which are skipped
 
     def count(i, sign):
         pieces, n = words[i]
@@ -296,16 +391,19 @@ def train_bpe(texts, vocab_size):
             where[pair].add(i)
             changed.add(pair)
 
-    changed = set()
     for i in range(len(words)):
         count(i, 1)
-    heap = [(-n, pair) for pair, n in pairs.items()]
-    heapq.heapify(heap)
-    while len(ranks) < vocab_size - 1 and heap:  # one id is kept for EOT
-        n, best = heapq.heappop(heap)
-        if n == 0 or -n != pairs[best]:  # this count is no longer so; a newer entry has the right one
-            continue
-        ranks[best[0] + best[1]], changed = len(ranks), set()
+    while len(ranks) < vocab_size - 1:  # one id is kept for EOT
+        for pair in changed:
+            if pairs[pair]:
+                heapq.heappush(heap, (-pairs[pair], pair))
+        changed.clear()
+        while heap and -heap[0][0] != pairs[heap[0][1]]:
+            heapq.heappop(heap)
+        if not heap:
+            break
+        _, best = heapq.heappop(heap)
+        ranks[best[0] + best[1]] = len(ranks)
         for i in where[best]:
             pieces, k = words[i][0], 0
             count(i, -1)
@@ -314,311 +412,372 @@ def train_bpe(texts, vocab_size):
                     pieces[k:k + 2] = [best[0] + best[1]]
                 k += 1
             count(i, 1)
-        for pair in changed:
-            heapq.heappush(heap, (-pairs[pair], pair))
     return ranks
 
 
 class Tokenizer:
-    """A byte-level BPE served by tiktoken, lossless on any text. EOT, its last id, stands before every document.
+    """A byte-level BPE served by tiktoken, lossless on any text. ranks is {token bytes: id}, in the order of
+    the merges. EOT stands before every document; its id follows the others unless given.
 
         tok = Tokenizer(train_bpe(["a cat"], 300)); tok.decode(tok.encode("a cät"))
     """
 
-    def __init__(self, ranks, split=SPLIT):
+    def __init__(self, ranks, split=SPLIT, eot=None):
         self.ranks, self.split = ranks, split
-        self.encoding = tiktoken.Encoding("nanocpt", pat_str=split, mergeable_ranks=ranks,
-                                          special_tokens={EOT: len(ranks)})
-        self.eot, self.vocab_size = len(ranks), len(ranks) + 1
+        self.eot = max(ranks.values()) + 1 if eot is None else eot
+        self.vocab_size = max(self.eot, *ranks.values()) + 1
         self.dtype = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
+        self.encoding = tiktoken.Encoding("nanocpt", pat_str=split, mergeable_ranks=ranks,
+                                          special_tokens={EOT: self.eot})
+        self.tokens = {i: token for token, i in ranks.items()} | {self.eot: EOT.encode()}
 
     def encode(self, text):
-        return self.encoding.encode_ordinary(text)
+        """A list of ids. A run of LONGEST_RUN characters without a word's end is cut, for tiktoken's sake."""
+        ids, start = [], 0
+        if len(text) > LONGEST_RUN:
+            for run in re.finditer(rf"\s{{{LONGEST_RUN}}}|\S{{{LONGEST_RUN}}}", text):
+                ids += self.encoding.encode_ordinary(text[start:run.end()])
+                start = run.end()
+        return ids + self.encoding.encode_ordinary(text[start:])
 
     def decode(self, ids):
-        return self.encoding.decode(list(ids))
+        """The text of ids. An id without a token, as in a model's padded vocabulary, becomes U+FFFD."""
+        return b"".join(self.tokens.get(int(i), b"\xff") for i in ids).decode("utf-8", "replace")
 
-    def encode_documents(self, documents):
-        """One array of ids: EOT before each document. The text of EOT inside a document ends it, too."""
-        size = max(1, len(documents) // os.cpu_count())  # a call per core: tiktoken leaves Python's lock, calls cost
-        texts = ["".join(EOT + d for d in documents[i:i + size]) for i in range(0, len(documents), size)]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            parts = pool.map(lambda text: self.encoding.encode_to_numpy(text, allowed_special={EOT}), texts)
-            return np.concatenate([np.empty(0, self.dtype), *parts]).astype(self.dtype)
+    def encode_documents(self, documents, threads=None):
+        """One array of ids (self.dtype): EOT before each document. A text that spells EOT stays text. Threads
+        use all cores, as tiktoken works without Python's lock."""
+        threads = threads or os.cpu_count()
+        n = max(1, len(documents) // (4 * threads))
+        with ThreadPoolExecutor(threads) as pool:
+            parts = pool.map(self._encode_some, [documents[i:i + n] for i in range(0, len(documents), n)])
+            return np.concatenate([np.empty(0, self.dtype), *parts])
+
+    def _encode_some(self, documents):
+        if any(EOT in text or len(text) > LONGEST_RUN for text in documents):
+            ids = [i for text in documents for i in [self.eot, *self.encode(text)]]
+        else:  # the same ids from one call, which is faster
+            text = "".join(EOT + text for text in documents)
+            ids = self.encoding.encode_to_numpy(text, allowed_special={EOT})
+        return np.array(ids, dtype=self.dtype)
 
     def to_json(self):
-        return json.dumps({"split": self.split, "tokens": [token.hex() for token in self.ranks]})  # by rank
+        by_id = [None] * (max(self.ranks.values()) + 1)
+        for token, i in self.ranks.items():
+            by_id[i] = token.hex()
+        saved = {"split": self.split, "tokens": by_id}
+        return json.dumps(saved if self.eot == len(by_id) else saved | {"eot": self.eot})
 
     @classmethod
     def from_json(cls, text):
         saved = json.loads(text)
-        return cls({bytes.fromhex(token): rank for rank, token in enumerate(saved["tokens"])}, saved["split"])
-
-
-def write_atomically(path, write, flush=True):
-    """write(temporary path), flushed to disk, then renamed: the old file or the new one is there, never half of it."""
-    tmp = path.with_name(path.name + ".tmp")
-    write(tmp)
-    if flush:
-        with open(tmp, "rb+") as f:
-            os.fsync(f.fileno())
-    os.replace(tmp, path)
-
-
-# -------------------------------------------------------------------------------------------------------- real text
-# GPT-2's own pattern, with its contractions; its vocabulary comes from tiktoken or from the published files.
-GPT2_SPLIT = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
-UNIT = 16 << 20           # bytes of a plain file that one process encodes at a time
-LONGEST_DOCUMENT = 1 << 20
-LONGEST_LINE = 64 << 20
+        ranks = {bytes.fromhex(token): i for i, token in enumerate(saved["tokens"]) if token is not None}
+        return cls(ranks, saved["split"], saved.get("eot"))
 
 
 def load_tokenizer(spec):
-    """The tokenizer that `spec` names: 'gpt2', the folder of a prepared source, or a folder with GPT-2's published
-    vocabulary (vocab.json and merges.txt, or encoder.json and vocab.bpe). Raises ValueError with what to do."""
-    folder = Path(spec)
-    if (folder / "tokenizer.json").exists() and (folder / "manifest.json").exists():
-        return Tokenizer.from_json((folder / "tokenizer.json").read_text())
-    for merges, vocabulary in (("merges.txt", "vocab.json"), ("vocab.bpe", "encoder.json")):
-        if (folder / merges).exists() and (folder / vocabulary).exists():
-            ranks = data_gym_to_mergeable_bpe_ranks(str(folder / merges), str(folder / vocabulary))
-            return Tokenizer(dict(sorted(ranks.items(), key=lambda item: item[1])), GPT2_SPLIT)
-    if spec != "gpt2":
-        raise ValueError(f"--tokenizer is {spec!r}, expected gpt2, bpe, the folder of a prepared source, or a folder "
-                         "with vocab.json and merges.txt")
+    """The tokenizer that `spec` names: 'gpt2', the folder of a prepared source, or a folder with GPT-2's files
+    (vocab.json and merges.txt, or encoder.json and vocab.bpe, or a tokenizer.json of transformers). A folder's
+    files are read each time. Raises ValueError with what to do."""
+    folder, file = Path(spec), Path(spec) / "tokenizer.json"
+    for vocabulary, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
+        if (folder / vocabulary).exists() and (folder / merges).exists():
+            with open(folder / merges, "rb") as f:
+                lines = [line.strip(BLANK) for _, line in read_lines(f)]
+            pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+            ids = parse_json((folder / vocabulary).read_bytes(), folder / vocabulary)
+            return _from_gpt2(ids, pairs, folder / merges)
+    if file.exists():
+        text = file.read_bytes()
+        saved = parse_json(text, file)
+        try:
+            if "split" in saved:
+                return Tokenizer.from_json(text)
+            model, splitter = saved["model"], saved["pre_tokenizer"]
+            like_gpt2 = (model["type"] == "BPE" and splitter["type"] == "ByteLevel"
+                         and splitter.get("use_regex", True) and not splitter.get("add_prefix_space")
+                         and not saved["normalizer"] and not model.get("ignore_merges"))
+            require(like_gpt2, f"{file} is not a byte-level BPE like GPT-2's, the only kind that works here: "
+                    "give a folder with GPT-2's vocab.json and merges.txt, or --tokenizer bpe")
+            pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+            added = {token["content"]: token["id"] for token in saved["added_tokens"]}
+            return _from_gpt2(added | model["vocab"], pairs, file)
+        except (KeyError, TypeError, AttributeError) as e:
+            raise ValueError(f"{file} is not a tokenizer ({type(e).__name__}: {e}): get it again") from None
+    require(str(spec) == "gpt2", f"--tokenizer is {str(spec)!r}, expected gpt2, bpe, the folder of a prepared "
+            "source, or a folder with vocab.json and merges.txt or a tokenizer.json")
     try:
         return Tokenizer(tiktoken.get_encoding("gpt2")._mergeable_ranks, GPT2_SPLIT)
     except Exception as e:  # no network and no cache; tiktoken lets its downloader's exceptions through
         raise ValueError("GPT-2's vocabulary is not in tiktoken's cache and cannot be downloaded "
-                         f"({type(e).__name__}): give a folder with its vocab.json and merges.txt as --tokenizer, or "
-                         "--tokenizer bpe") from None
+                         f"({type(e).__name__}): give a folder with its vocab.json and merges.txt as --tokenizer, "
+                         "or --tokenizer bpe") from None
 
 
-def load_manifest(folder, block_size):
-    """The manifest of a prepared source. Raises ValueError if the folder is none, or is too small for blocks."""
-    try:
-        manifest = json.loads((Path(folder) / "manifest.json").read_text())
-        for part, n in manifest["tokens"].items():
-            size = (Path(folder) / f"{part}.bin").stat().st_size // np.dtype(manifest["dtype"]).itemsize
-            if size != n:
-                raise ValueError(f"{folder}/{part}.bin holds {size} tokens, its manifest says {n}: prepare it again")
-            if n < block_size + 1:
-                raise ValueError(f"{folder}/{part}.bin has {n} tokens; a block of {block_size} needs {block_size + 1}: "
-                                 "give it more text, a larger --val, or lower --block_size")
-    except OSError as e:
-        raise ValueError(f"{folder} is not a prepared source ({e.strerror}: {e.filename}): make it with python data.py "
-                         "prepare") from None
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as e:
-        raise ValueError(f"{folder}/manifest.json is damaged ({type(e).__name__}): prepare it again") from None
-    return manifest
+def _from_gpt2(ids, pairs, file):
+    """A Tokenizer from {token: id} and the merged pairs in their order, in GPT-2's spelling: a character for
+    each byte, printable bytes as themselves and the others from U+0100 on."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    byte_of = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+    ranks = {}
+    for token in [*byte_of, *("".join(pair) for pair in pairs)]:
+        require(isinstance(ids, dict) and isinstance(ids.get(token), int) and set(token) <= set(byte_of),
+                f"{file}: the token {token!r} has no id in the vocabulary, or is not spelled as GPT-2's are")
+        ranks[bytes(byte_of[c] for c in token)] = ids[token]
+    merged = list(ranks.values())[256:]
+    require(merged == sorted(merged), f"{file}: the ids do not rise in the order of the merges as GPT-2's do: "
+            "give another --tokenizer, or --tokenizer bpe")
+    return Tokenizer(dict(sorted(ranks.items(), key=lambda item: item[1])), GPT2_SPLIT, ids.get(EOT))
+
+
+# -------------------------------------------------------------------------------------------------- real text
+LONGEST_DOCUMENT = 1 << 20   # characters of a document in plain text; a longer one is cut at a line's end
+BATCH = 4 << 20              # characters per thread that are encoded at a time
+SAVE_EVERY = 2               # seconds between two notes of how far `prepare` is
+BLOCK = 1 << 20              # bytes at each end of a file that every study verifies
+TEXT_FILE, JSON_FILE = r"\.(txt|jsonl?|ndjson)(\.gz)?$", r"\.(jsonl?|ndjson)(\.gz)?$"
 
 
 def find_texts(paths):
-    """The text files that the paths name; of a folder all below it with a known ending. Raises ValueError if a path
-    does not exist, is empty or holds no text."""
+    """The text files that the paths name; of a folder, all files below it with a known ending. Raises
+    ValueError if a path does not exist, is empty or holds no text."""
     found = []
     for path in map(Path, paths):
-        inside = (sorted(p for p in path.rglob("*") if re.search(r"\.(txt|jsonl)(\.gz)?$", p.name))
-                  if path.is_dir() else [path])
-        if not path.exists() or not inside:
-            raise ValueError(f"{path} " + ("holds no .txt, .jsonl, .txt.gz or .jsonl.gz file" if path.exists() else
-                                           "does not exist"))
+        require(path.exists(), f"{path} does not exist")
+        inside = [path]
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if re.search(TEXT_FILE, p.name))
+        require(inside, f"{path} holds no .txt, .json, .jsonl or .ndjson file, also with .gz")
         found += inside
     for path in found:
-        if path.stat().st_size == 0:
-            raise ValueError(f"{path} is empty: leave it out")
+        require(path.stat().st_size, f"{path} is empty: leave it out")
     return found
 
 
-def find_units(path):
-    """[(first, last byte)] of a file: pieces of about UNIT bytes that begin with a document. A gzip file is one."""
-    size, starts = path.stat().st_size, [0]
-    if path.suffix != ".gz":
-        with open(path, "rb") as f:
-            while starts[-1] + UNIT < size:
-                f.seek(starts[-1] + UNIT)
-                f.readline(LONGEST_LINE)  # the rest of a line
-                limit = f.tell() + LONGEST_DOCUMENT
-                while ".jsonl" not in path.suffixes and f.tell() < limit and f.readline(LONGEST_LINE).strip():
-                    pass                  # on to a blank line
-                starts.append(f.tell())
-    return [(a, b) for a, b in zip(starts, [*starts[1:], size]) if a < b]
+def read_documents(file, field="text", errors="strict"):
+    """Yields the documents of an open binary file, as strings. JSON lines, which the ending or the first line
+    tells, hold one each, under `field`. In other files blank lines separate documents. Raises ValueError with
+    the file and the line of what cannot be read."""
+    is_json, lines, size = None, [], 0
+    for n, line in read_lines(file, errors):
+        blank = not line.strip(BLANK)
+        if is_json is None and not blank:
+            is_json = bool(re.search(JSON_FILE, str(file.name)) or re.match(r'\s*{\s*"', line))
+        if is_json and not blank:
+            yield _text_of(line, field, errors, f"{file.name}, line {n}")
+        elif not blank:
+            lines.append(line)
+            size += len(line)
+        if lines and (blank or size > LONGEST_DOCUMENT):
+            yield "".join(lines).strip("\r\n")
+            lines, size = [], 0
+    if lines:
+        yield "".join(lines).strip("\r\n")
+    require(is_json is not None, f"{file.name} holds only blank lines: leave it out")
 
 
-def read_documents(path, first=0, last=None, field="text", errors="strict"):
-    """Yields the documents of a piece of a file, as strings: in JSON lines one a line, the text under `field`;
-    elsewhere what blank lines separate, cut at a line's end where longer than LONGEST_DOCUMENT. Raises ValueError
-    naming the file and the line or byte of what cannot be read."""
-    def text_of(raw, at):
-        try:
-            return raw.decode("utf-8", errors)
-        except UnicodeDecodeError as e:
-            raise ValueError(f"{path}: byte 0x{raw[e.start]:02x} at offset {at + e.start} is not UTF-8: correct the "
-                             "file, or give --errors replace") from None
-
-    is_json = re.search(r"\.jsonl(\.gz)?$", path.name)
-    with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as f:
-        f.seek(first)
-        at, lines, size = first, [], 0
-        while last is None or at < last:
-            try:
-                line = f.readline(LONGEST_LINE)
-            except (EOFError, OSError, zlib.error) as e:
-                raise ValueError(f"{path} is not a whole gzip file ({e}): download it again") from None
-            if len(line) == LONGEST_LINE:
-                raise ValueError(f"{path}: the line at offset {at} is longer than {LONGEST_LINE >> 20} MB: break it")
-            if is_json and line.strip():
-                try:
-                    text = json.loads(text_of(line, at))[field]
-                    # an escape may be half a pair
-                    yield text.encode("utf-16", "surrogatepass").decode("utf-16", errors)
-                except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError,
-                        RecursionError) as e:
-                    n = sum(1 for _ in _lines_before(path, at)) + 1
-                    what = (f"not JSON ({e})" if isinstance(e, (json.JSONDecodeError, RecursionError)) else
-                            "half of a surrogate pair; correct it, or give --errors replace"
-                            if isinstance(e, UnicodeError)
-                            else f"no field {field!r} with a text; give its name as --field")
-                    raise ValueError(f"{path}, line {n}: {what}") from None
-            elif not is_json and line.strip():
-                lines.append(line)
-                size += len(line)
-            if not is_json and lines and (not line.strip() or size > LONGEST_DOCUMENT):
-                yield text_of(b"".join(lines), at + len(line) - size - len(line) * (not line.strip())).strip("\r\n")
-                lines, size = [], 0
-            if not line:
-                break
-            at += len(line)
-        if lines:
-            yield text_of(b"".join(lines), at - size).strip("\r\n")
+def _text_of(line, field, errors, where):
+    row = parse_json(line, where)
+    text = row.get(field) if isinstance(row, dict) else None
+    require(isinstance(text, str), f"{where}: no field {field!r} with a text; give its name as --field")
+    try:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", errors)  # an escape may be half a pair
+    except UnicodeDecodeError:
+        raise ValueError(f"{where}: half of a surrogate pair; correct it, or give --errors replace") from None
 
 
-def _lines_before(path, at):
-    with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as f:
-        while f.tell() < at:
-            yield f.readline()
-
-
-def _encode_unit(task):
-    """Encodes one unit into files of its own, N.train.bin and N.val.bin, and last N.json with what they hold."""
-    n, path, first, last, folder, field, errors, val = task
-    done = folder / f"{n}.json"
-    if not done.exists():
-        tok = _tokenizer_of(folder)
-        stats = {"documents": 0, "train": 0, "val": 0}
-        with open(folder / f"{n}.train.bin", "wb") as train, open(folder / f"{n}.val.bin", "wb") as held_out:
-            for text in read_documents(path, first, last, field, errors):
-                ids = tok.encoding.encode_to_numpy(text, disallowed_special=())
-                # by a hash of the text: the same at every restart, and equal documents on the same side
-                part = "val" if zlib.crc32(text.encode("utf-8", "surrogatepass")) / 2 ** 32 < val else "train"
-                out = np.empty(len(ids) + 1, dtype=tok.dtype)
-                out[0], out[1:] = tok.eot, ids
-                (held_out if part == "val" else train).write(out)
-                stats["documents"] += 1
-                stats[part] += len(out)
-        write_atomically(done, lambda p: p.write_text(json.dumps(stats)))
-    return (last or path.stat().st_size) - first
-
-
-@functools.lru_cache(maxsize=1)
-def _tokenizer_of(folder):
-    return Tokenizer.from_json((folder / "tokenizer.json").read_text())
-
-
-def _sample(files, field, errors, characters=16_000_000):
-    """Documents from the start of every file, to train a tokenizer on."""
-    for path in files:
-        size = 0
-        for text in read_documents(path, field=field, errors=errors):
-            yield text
-            size += len(text)
-            if size > characters / len(files):
-                break
-
-
-def prepare(name, paths, out="data", field="text", tokenizer="gpt2", vocab_size=8192, val=0.005, errors="strict",
-            workers=None):
-    """Encodes text files into out/name: train.bin and val.bin, split by document, tokenizer.json and manifest.json.
-    Works in out/name.part, where an interrupted run goes on; the folder gets its name when it is complete. Returns
-    it."""
-    files = find_texts(paths)
-    if not 0 < val < 1:
-        raise ValueError(f"--val is {val}, expected a share between 0 and 1")
-    wanted = {"files": [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files], "field": field,
-              "tokenizer": tokenizer, "vocab_size": vocab_size, "val": val, "errors": errors}
+def prepare(name, paths, out="data", field="text", tokenizer="gpt2", vocab_size=None, val=0.005,
+            errors="strict", workers=None):
+    """Encodes text files into out/name: train.bin and val.bin, split by document, tokenizer.json and
+    manifest.json. It works in out/name.part, where an interrupted run goes on, and renames it at the end.
+    Returns the folder. Raises ValueError for a user's mistake, before anything is written where it can."""
     final, part = Path(out) / name, Path(out) / f"{name}.part"
-    if final.exists():
-        raise ValueError(f"{final} is there already: delete it, or choose another --name")
-    if not (part / "plan.json").exists() or json.loads((part / "plan.json").read_text()) != wanted:
-        shutil.rmtree(part, ignore_errors=True)  # begun with other files or settings
-        part.mkdir(parents=True)
-        if tokenizer == "bpe":
-            tok = Tokenizer(train_bpe(_sample(files, field, errors), vocab_size))
-        else:
-            tok = load_tokenizer(tokenizer)
-        (part / "tokenizer.json").write_text(tok.to_json())
-        write_atomically(part / "plan.json", lambda p: p.write_text(json.dumps(wanted)))
-    tok = _tokenizer_of(part)
-    tasks = [(path, first, last) for path in files for first, last in find_units(path)]
-    tasks = [(n, path, first, None if path.suffix == ".gz" else last, part, field, errors, val)
-             for n, (path, first, last) in enumerate(tasks)]
-    total = sum(p.stat().st_size for p in files)
-    with tqdm(total=total, desc=name, unit="B", unit_scale=True) as bar, \
-            mp.get_context("spawn").Pool(min(workers or os.cpu_count(), len(tasks))) as pool:
-        for size in pool.imap_unordered(_encode_unit, tasks):
-            bar.update(size)
-    stats = [json.loads((part / f"{n}.json").read_text()) for n in range(len(tasks))]
-    tokens = {which: sum(s[which] for s in stats) for which in ("train", "val")}
-    for which in ("train", "val"):
-        if not tokens[which]:
-            raise ValueError(f"no document of {name} went to {which}; of {sum(s['documents'] for s in stats)} "
-                             f"documents, {val:.2%} were to be for validation: give more text, or change --val")
-        with open(part / f"{which}.bin", "wb") as f:
-            for n in range(len(tasks)):
-                with open(part / f"{n}.{which}.bin", "rb") as piece:
-                    shutil.copyfileobj(piece, f, 1 << 24)
-            f.flush()
-            os.fsync(f.fileno())
-    digest = hashlib.sha256((part / "tokenizer.json").read_bytes()).hexdigest()
-    (part / "manifest.json").write_text(json.dumps({
-        "name": name, "tokenizer_sha256": digest, "vocab_size": tok.vocab_size, "dtype": np.dtype(tok.dtype).name,
-        "documents": sum(s["documents"] for s in stats), "tokens": tokens, "bytes": total, **wanted}, indent=1) + "\n")
-    for piece in [part / "plan.json", *part.glob("[0-9]*.*")]:
-        piece.unlink()
-    os.replace(part, final)
-    print(f"{final}: {tokens['train']:,} tokens for training, {tokens['val']:,} for validation, of "
-          f"{total / 1e6:,.1f} MB")
+    taken = f"{final} is there already: choose another --name (or delete it if data.py prepare made it)"
+    require(re.fullmatch(r"\w[\w+-]*", name), f"--name is {name!r}, expected letters, digits, _ + -")
+    require(0 < val < 1, f"--val is {val}, expected a share between 0 and 1")
+    require(workers is None or workers > 0, f"--workers is {workers}, expected 1 or more")
+    require(vocab_size is None or tokenizer == "bpe", "--vocab_size goes with --tokenizer bpe: leave it out")
+    require(vocab_size is None or vocab_size > 256, f"--vocab_size is {vocab_size}, expected 257 or more")
+    require(not final.exists(), taken)
+    files = find_texts(paths)
+    if tokenizer == "bpe":
+        tok = Tokenizer(train_bpe(_starts(files, field, errors, 16_000_000), vocab_size or 8192))
+    else:
+        tok = load_tokenizer(tokenizer)
+        list(_starts(files, field, errors, 0))  # a wrong --field or kind of file is found now
+    plan = {"files": [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files],
+            "field": field, "val": val, "errors": errors, "tokenizer": str(tokenizer),
+            "tokenizer_sha256": hashlib.sha256(tok.to_json().encode()).hexdigest(),
+            "vocab_size": tok.vocab_size, "dtype": np.dtype(tok.dtype).name}
+    part.parent.mkdir(parents=True, exist_ok=True)
+    with lock(final.with_name(f".{name}.lock")) as free:
+        require(free, f"another prepare of {final} is running: wait for it, or choose another --name")
+        require(not final.exists(), taken)  # the other may have ended just now
+        part.mkdir(exist_ok=True)
+        done = _encode_files(files, part, tok, plan, workers or os.cpu_count())
+        for side in ("train", "val"):
+            require(done[side], f"no document of {name} went to {side}; of {done['documents']} documents, "
+                    f"{val:.2%} were to be for validation: give more text, or change --val")
+        tokens = {side: done[side] for side in ("train", "val")}
+        sums = {side: {"ends": _checksum(part / f"{side}.bin"),
+                       "whole": _checksum(part / f"{side}.bin", whole=True)} for side in tokens}
+        manifest = {"name": name, "documents": done["documents"], "tokens": tokens, "checksums": sums} | plan
+        text = json.dumps(manifest, indent=1) + "\n"
+        write_atomically(part / "manifest.json", lambda p: p.write_text(text))
+        for leftover in [part / "progress.json", *part.glob("*.tmp")]:
+            leftover.unlink()
+        os.replace(part, final)
+    print(f"{final}: {tokens['train']:,} tokens for training, {tokens['val']:,} for validation")
     return final
 
 
-# ---------------------------------------------------------------------------------------------------------- sampler
+def _starts(files, field, errors, characters):
+    """Documents from the start of every file, at least one each, and about so many characters in all."""
+    for path in files:
+        size = 0
+        with open(path, "rb") as f:
+            for text in read_documents(f, field, errors):
+                yield text
+                size += len(text)
+                if size >= characters / len(files):
+                    break
+
+
+def _encode_files(files, part, tok, plan, threads):
+    """Writes the documents of all files to part/train.bin and part/val.bin. Returns how many "documents" there
+    were, and how many tokens went to "train" and "val". part/progress.json notes these now and then. A restart
+    cuts the two files to what was noted and skips the noted documents, so it ends with the same bytes."""
+    done, itemsize = _progress(part, plan), np.dtype(tok.dtype).itemsize
+    with contextlib.ExitStack() as stack:
+        outs = {side: stack.enter_context(open(part / f"{side}.bin", "ab")) for side in ("train", "val")}
+        if any(file.tell() < done[side] * itemsize for side, file in outs.items()):
+            done = dict(documents=0, train=0, val=0)
+        _save(part, plan, done, outs)
+        (part / "tokenizer.json").write_text(tok.to_json())
+        for side, file in outs.items():
+            file.truncate(done[side] * itemsize)
+        bar = stack.enter_context(tqdm(total=sum(row[1] for row in plan["files"]), unit="B", unit_scale=True))
+        reader = stack.enter_context(ThreadPoolExecutor(1))  # reads a batch while the one before is encoded
+        documents = islice(_read_files(files, plan, bar), done["documents"], None)
+        ahead, saved = reader.submit(_next_batch, documents, BATCH * threads), time.monotonic()
+        while batch := ahead.result():
+            ahead = reader.submit(_next_batch, documents, BATCH * threads)
+            sides = {"train": [], "val": []}
+            for text in batch:  # by a hash, so that equal documents are on the same side
+                share = zlib.crc32(text.encode()) / 2 ** 32
+                sides["val" if share < plan["val"] else "train"].append(text)
+            for side, texts in sides.items():
+                ids = tok.encode_documents(texts, threads)
+                outs[side].write(ids.tobytes())
+                done[side] += len(ids)
+            done["documents"] += len(batch)
+            if time.monotonic() - saved > SAVE_EVERY:
+                _save(part, plan, done, outs)
+                saved = time.monotonic()
+        _save(part, plan, done, outs)
+    return done
+
+
+def _progress(part, plan):
+    """What part/progress.json notes for this plan; otherwise nothing is done."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        saved = json.loads((part / "progress.json").read_bytes())
+        if saved["plan"] == plan:
+            return saved["done"]
+    return dict(documents=0, train=0, val=0)
+
+
+def _save(part, plan, done, outs):
+    for file in outs.values():  # first: progress.json must never note more than the files hold
+        file.flush()
+        os.fsync(file.fileno())
+    text = json.dumps({"plan": plan, "done": done})
+    write_atomically(part / "progress.json", lambda p: p.write_text(text))
+
+
+def _read_files(files, plan, bar):
+    before = 0
+    for path in files:
+        with open(path, "rb") as file:
+            for text in read_documents(file, plan["field"], plan["errors"]):
+                bar.update(before + file.tell() - bar.n)
+                yield text
+        before += path.stat().st_size
+
+
+def _next_batch(documents, characters):
+    batch = []
+    while characters > 0 and (text := next(documents, None)) is not None:
+        batch.append(text)
+        characters -= len(text) + 1
+    return batch
+
+
+def _checksum(path, whole=False):
+    """SHA-256 of a file, or of its first and last block alone: cheap enough for every start of a study."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        digest.update(f.read(BLOCK))
+        if not whole:
+            f.seek(max(0, path.stat().st_size - BLOCK))
+        while block := f.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def load_manifest(folder, block_size, whole=False):
+    """The manifest of a prepared source, after a check of its files: their sizes and both ends, or with
+    whole=True every byte. Raises ValueError if something is wrong or there is less than a block of text."""
+    folder = Path(folder)
+    try:
+        manifest = parse_json((folder / "manifest.json").read_bytes(), folder / "manifest.json")
+        digest = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
+        require(digest == manifest["tokenizer_sha256"],
+                f"{folder}/tokenizer.json has changed since it was prepared: prepare it again")
+        for side, n in manifest["tokens"].items():
+            file, sums = folder / f"{side}.bin", manifest["checksums"][side]
+            size = file.stat().st_size // np.dtype(manifest["dtype"]).itemsize
+            require(size == n, f"{file} holds {size} tokens, its manifest says {n}: prepare it again")
+            require(_checksum(file, whole) == sums["whole" if whole else "ends"],
+                    f"{file} has changed since it was prepared: prepare it again")
+            require(n > block_size, f"{file} has {n} tokens; a block of {block_size} needs {block_size + 1}: "
+                    "give it more text, a larger --val, or lower --block_size")
+    except OSError as e:
+        raise ValueError(f"{folder} is not a prepared source ({e.strerror}: {e.filename}): make it with "
+                         "python data.py prepare") from None
+    except (KeyError, TypeError, AttributeError) as e:
+        raise ValueError(f"{folder}/manifest.json is damaged or of an older version ({type(e).__name__}: {e}): "
+                         "prepare it again") from None
+    return manifest
+
+
+# ---------------------------------------------------------------------------------------------------- sampler
 class Mixture:
-    """Draws batches from named sources; a batch is a pure function of (seed, step) and of that step's weights.
+    """Draws batches from named sources. A batch is a pure function of (seed, step) and that step's weights.
 
     sources maps a name to a one-dimensional array of token ids (a np.memmap will do).
 
         mix = Mixture({"target": ids_a, "english": ids_b}, block_size=64, seed=0)
         x, y, rows = mix.batch(step=0, batch_size=32, weights={"target": .8, "english": .2})
 
-    The rows of each source come from a stream of its own, so that two runs with other weights still see the same
-    windows of the source that they share.
+    The rows of each source come from a stream of its own. So two runs with different weights still see the
+    same windows of the source that they share.
     """
 
     def __init__(self, sources, block_size, seed):
         for name, ids in sources.items():
-            if len(ids) < block_size + 1:
-                raise ValueError(f"source {name!r} has {len(ids)} tokens; a block of {block_size} needs at least "
-                                 f"{block_size + 1}: give it more text or lower block_size")
+            require(len(ids) > block_size, f"source {name!r} has {len(ids)} tokens; a block of {block_size} "
+                    f"needs at least {block_size + 1}: give it more text or lower block_size")
         self.sources, self.block_size, self.seed = sources, block_size, seed
         self.offset = np.random.default_rng([seed, 0]).random()
 
     def counts(self, step, batch_size, weights):
-        """Rows per source at a step. What rounding leaves over goes round by a seeded low-discrepancy sequence, so
-        that the realised shares of any run of steps differ from the weights by a row or two at most."""
-        unknown = set(weights) - set(self.sources)
-        if unknown:
-            raise ValueError(f"the mixture names {sorted(unknown)}, which is not among the sources "
-                             f"{sorted(self.sources)}: prepare it or correct the name")
+        """{source: rows} at a step. A seeded low-discrepancy sequence decides which source gets the row that
+        rounding leaves over, so the shares over any run of steps differ from the weights by a row or two."""
+        unknown = sorted(set(weights) - set(self.sources))
+        require(not unknown, f"the mixture names {unknown}, which is not among the sources "
+                f"{sorted(self.sources)}: prepare it or correct the name")
         u = (self.offset + step * 0.6180339887498949) % 1.0
         edges = np.floor(np.cumsum([0.0, *weights.values()]) * batch_size + u + 1e-9).astype(int)
         return dict(zip(weights, np.diff(edges).tolist()))
@@ -636,55 +795,73 @@ class Mixture:
         return xy[:, :-1], xy[:, 1:], np.array(rows)
 
 
-def refuse(message, code=2):
-    """A user's mistake: one line, and an exit code that is not 0."""
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(code)
+# ----------------------------------------------------------------------------------------------- command line
+class Parser(argparse.ArgumentParser):
+    """argparse, with an error in one line and flags written out in full."""
+
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+    def error(self, message):
+        refuse(message)
 
 
-def show(argv):
+def show_command(argv):
     """Prints a document of every kind, and how it is tokenized."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="of the target language and of the documents")
     parser.add_argument("--target-order", default="SOV", help="word order of the target language")
     parser.add_argument("--cognates", type=float, default=0.4, help="share of nouns spelled as in English")
-    parser.error = refuse
     flags = parser.parse_args(argv)
     world = World(targets=(("target", flags.seed, flags.target_order, flags.cognates),))
     corpora = {name: write_corpus(world, name, 2000, flags.seed) for name in world.languages()}
     tok = Tokenizer(train_bpe([d for docs in corpora.values() for d in docs], 2048))
     for name, lang in world.languages().items():
         for kind, share in SOURCES[name][1].items():
-            print(f"--- {name}, {kind} ({share:.1%} of the documents)")
             text = DOCUMENT_KINDS[kind](Random(flags.seed), world, lang)
-            print(text, f"\n[{' '.join(repr(tok.decode([t])) for t in tok.encode(text)[:16])} ...]\n")
+            pieces = " ".join(repr(tok.decode([i])) for i in tok.encode(text)[:16])
+            print(f"--- {name}, {kind} ({share:.1%} of the documents)\n{text} \n[{pieces} ...]\n")
 
 
 def prepare_command(argv):
-    parser = argparse.ArgumentParser(prog="data.py prepare", description="Encodes text files as a source of tokens.")
-    parser.add_argument("paths", nargs="+", help=".txt, .jsonl, also .gz, or folders with such files")
+    """Encodes text files as a source of tokens."""
+    parser = Parser(prog="data.py prepare", description=prepare_command.__doc__)
+    parser.add_argument("paths", nargs="+", help="plain text or JSON lines, also gzip; or folders")
     parser.add_argument("--name", required=True, help="of the source, and of its folder")
     parser.add_argument("--out", default="data", help="folder of the prepared sources")
     parser.add_argument("--field", default="text", help="of a JSON line that holds the text")
-    parser.add_argument("--tokenizer", default="gpt2", help="gpt2; bpe, trained on a sample of these files; the folder "
-                        "of a prepared source; or a folder with GPT-2's vocab.json and merges.txt")
-    parser.add_argument("--vocab_size", type=int, default=8192, help="of --tokenizer bpe, at most")
+    parser.add_argument("--tokenizer", default="gpt2", help="gpt2; bpe, trained on a sample of these files; "
+                        "the folder of a prepared source; or one with GPT-2's vocab.json and merges.txt")
+    parser.add_argument("--vocab_size", type=int, help="of --tokenizer bpe, at most; by default 8192")
     parser.add_argument("--val", type=float, default=0.005, help="share of the documents for validation")
-    parser.add_argument("--errors", choices=["strict", "replace"], default="strict",
-                        help="what to do with invalid UTF-8")
-    parser.add_argument("--workers", type=int, default=None, help="processes, by default as many as cores")
-    parser.error = refuse
-    flags = parser.parse_args(argv)
-    if not re.fullmatch(r"\w[\w+-]*", flags.name):
-        refuse(f"--name is {flags.name!r}, expected letters, digits, _ + -")
-    prepare(**vars(flags))
+    parser.add_argument("--errors", choices=["strict", "replace"], default="strict", help="on invalid UTF-8")
+    parser.add_argument("--workers", type=int, help="threads, by default as many as cores")
+    try:
+        prepare(**vars(parser.parse_args(argv)))
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+def check_command(argv):
+    """Verifies every byte of prepared sources against their manifests."""
+    parser = Parser(prog="data.py check", description=check_command.__doc__)
+    parser.add_argument("folders", nargs="+", help="folders that data.py prepare made, such as data/eu")
+    for folder in parser.parse_args(argv).folders:
+        tokens = load_manifest(folder, 0, whole=True)["tokens"]
+        print(f"{folder}: whole; {tokens['train']:,} tokens for training, {tokens['val']:,} for validation")
+
+
+def main():
+    commands = {"prepare": prepare_command, "check": check_command}
+    if sys.argv[1:] and sys.argv[1] in commands:
+        commands[sys.argv[1]](sys.argv[2:])
+    else:
+        show_command(sys.argv[1:])
 
 
 if __name__ == "__main__":
     try:
-        prepare_command(sys.argv[2:]) if sys.argv[1:2] == ["prepare"] else show(sys.argv[1:])
+        main()
     except (ValueError, OSError) as e:
         refuse(e)
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)

@@ -1,10 +1,16 @@
-"""What several tests need: one small world, its tokenizer and sources, and a model to train in a second."""
+"""What several tests need: one small world, its tokenizer and sources, models, jobs and studies of a few seconds."""
 import contextlib
+import dataclasses
+import hashlib
 import io
+import json
+import multiprocessing
 import os
 import runpy
+import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,9 +22,16 @@ os.environ["PYTHONPATH"] = str(ROOT)  # for the child processes
 import bench  # noqa: E402
 import train  # noqa: E402
 from data import Tokenizer, World, train_bpe, write_corpus  # noqa: E402
-from model import GPT, GPTConfig  # noqa: E402
+from model import GPT, GPTConfig, load_checkpoint  # noqa: E402
 
 torch.set_num_threads(1)
+# The processes of train.py start in a tenth of the time where a fork server has imported what they need.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["train", "torch._dynamo"])
+train.mp = SimpleNamespace(get_context=lambda method: CONTEXT, parent_process=multiprocessing.parent_process)
+
+SMOKE = ("--preset", "smoke", "--device", "cpu", "--dtype", "float32", "--documents", "300", "--base_steps", "6",
+         "--steps", "12", "--copain_items", "3", "--label_items", "6", "--cloze_items", "6", "--processes", "2")
 
 
 @pytest.fixture(scope="session")
@@ -48,28 +61,63 @@ def tiny():
     return GPT(GPTConfig(vocab_size=10, block_size=16, n_layer=2, n_head=2, n_embd=16))
 
 
-@pytest.fixture
-def no_compiler(monkeypatch):
-    """torch.compile fails, as it does where there is no C compiler."""
-    def fail(*_, **__):
-        raise RuntimeError("no C compiler")
-
-    monkeypatch.setattr(torch, "compile", fail)
-
-
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory):
-    """Settings of a run of a second, and a folder with its prepared data and trained base."""
-    s = train.Settings(**train.PRESETS["smoke"] | dict(documents=300, base_steps=6, steps=12, copain_items=2,
-                                                       label_items=4, cloze_items=4, device="cpu", dtype="float32"))
+    """Settings of a run of a second, and the folder of its one seed with prepared data and a trained base."""
+    s = train.Settings(**train.PRESETS["smoke"] | dict(name="smoke", documents=300, base_steps=6, steps=12,
+                       copain_items=2, label_items=4, cloze_items=4, device="cpu", dtype="float32"))
     folder = tmp_path_factory.mktemp("smoke")
-    train.prepare(s, folder, ("english", "target"))
-    train.train(s, train.base_job(s), folder)
+    base = dataclasses.replace(train.make_job(s, 0, "base"), folder=folder)
+    train.prepare(base)
+    train.train(base)
     return s, folder
 
 
-SMOKE = ("--preset", "smoke", "--device", "cpu", "--dtype", "float32", "--documents", "300", "--base_steps", "6", "--steps",
-         "12", "--copain_items", "3", "--label_items", "6", "--cloze_items", "6")
+def arm_in(folder, s, name):
+    """The job of an arm, from the base in the folder that it runs in."""
+    job = train.make_job(s, 0, name)
+    return dataclasses.replace(job, folder=folder, needs=None, start=str(folder / "base.pt"))
+
+
+@pytest.fixture
+def fresh(smoke, tmp_path):
+    """fresh(arm, copy="run", **settings): the job of an arm in a new copy of the smoke folder, which has no arm yet."""
+    def make(name, copy="run", **settings):
+        s, folder = smoke
+        shutil.copytree(folder, tmp_path / copy)
+        return arm_in(tmp_path / copy, dataclasses.replace(s, **settings), name)
+    return make
+
+
+def stop_at(n):
+    """A function that is true the n-th time (from 0) it is asked, and never else."""
+    calls = iter(range(10 ** 6))
+    return lambda: next(calls) == n
+
+
+def weights(path):
+    return load_checkpoint(path)["model"]
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def checksum(value):
+    """A hash of nested dicts, lists, tensors and plain values: of what they hold, not of how a file holds it."""
+    if isinstance(value, torch.Tensor):
+        text = f"{value.dtype}{tuple(value.shape)}" + value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes().hex()
+    elif isinstance(value, dict):
+        text = "{" + ",".join(checksum(x) for item in value.items() for x in item) + "}"
+    elif isinstance(value, (list, tuple)):
+        text = type(value).__name__ + "[" + ",".join(map(checksum, value)) + "]"
+    else:
+        text = f"{type(value).__name__}{value!r}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.fixture

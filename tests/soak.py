@@ -19,7 +19,10 @@ from random import Random
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from model import checksum, load_checkpoint, previous  # noqa: E402
+sys.path.insert(0, str(ROOT / "tests"))
+
+from conftest import checksum  # noqa: E402
+from model import load_checkpoint, previous  # noqa: E402
 from train import code_version  # noqa: E402
 
 ARMS = ["target", "curriculum", "ema", "lora-4", "ema-then-english"]

@@ -1,5 +1,7 @@
+"""Items, scores, the leak check, intervals and verdicts: against hand computations and scripted models."""
+import dataclasses
+import json
 import math
-import time
 from random import Random
 
 import numpy as np
@@ -7,61 +9,80 @@ import pytest
 import torch
 
 import bench
-from bench import (Benchmark, Estimate, choice_logprobs, cloze_items, copain_chance, copain_items, greedy_answers,
-                   label_items)
-from data import CATEGORIES, COPAIN_TASKS, NOUNS, VERBS, list_line, make_language
+from bench import (Benchmark, Estimate, choice_logprobs, choice_marks, choice_metrics, cloze_items, copain_answers,
+                   copain_chance, copain_items, copain_metrics, encode_item, greedy_answers, label_items)
+from data import CATEGORIES, COPAIN_TASKS, HELD_OUT_FORMAT, NOUNS, VERBS, list_line, make_language
 from model import GPT, GPTConfig
 
 BENCH = dict(n_copain=30, n_label=40, n_cloze=40)
 
 
-class Scripted(torch.nn.Module):
-    """A stand-in for a model: after a prompt it says what `answer(text)` returns, token by token."""
+class Stand(torch.nn.Module):
+    """A stand-in for a model: `logits(idx)` of shape (B, T, V) is what it thinks."""
 
-    def __init__(self, tok, answer):
+    def __init__(self, tok, logits):
         super().__init__()
-        self.tok, self.answer, self.weight = tok, answer, torch.nn.Parameter(torch.zeros(1))
+        self.config, self.weight, self.logits = GPTConfig(tok.vocab_size), torch.nn.Parameter(torch.zeros(1)), logits
 
-    def forward(self, idx, targets=None, last=None):
-        logits = torch.zeros(*idx.shape, self.tok.vocab_size)
+    def forward(self, idx, targets=None):
+        logits = self.logits(idx)
+        return (logits[:, -1] if targets is None else logits), None
+
+
+def scripted(tok, answer):
+    """After a prompt it says what `answer(text)` returns, token by token."""
+    def logits(idx):
+        scores = torch.zeros(*idx.shape, tok.vocab_size)
         for b, row in enumerate(idx.tolist()):
-            for t in range(len(row)) if last is None else last[b].view(-1).tolist():
-                text = self.tok.decode([i for i in row[:t + 1] if i != self.tok.eot])
+            for t in range(len(row)):
+                text = tok.decode([i for i in row[:t + 1] if i != tok.eot])
                 prompt = text[:max(text.rfind("=>"), 0) + 2]
-                said = self.tok.encode(f" {self.answer(prompt)}\n")
-                so_far = self.tok.encode(text[len(prompt):])
-                logits[b, t, said[min(len(so_far), len(said) - 1)]] = 20.0
-        rows = torch.arange(len(idx)) if last is None or last.dim() == 1 else torch.arange(len(idx))[:, None]
-        return (logits if last is None else logits[rows, last]), None
+                said = tok.encode(f" {answer(prompt)}\n")
+                so_far = tok.encode(text[len(prompt):])
+                scores[b, t, said[min(len(so_far), len(said) - 1)]] = 20.0
+        return scores
+
+    return Stand(tok, logits)
+
+
+def lines_of(item):
+    """[(elements, answer)] of a Copain or label prompt; the answer of the last, the question, is empty."""
+    separator, arrow = HELD_OUT_FORMAT
+    text = item.prompt if item.task in COPAIN_TASKS else item.prompt.replace(separator, "\n")
+    pairs = [line.split(arrow) for line in text.split("\n")]
+    return [(left.replace(separator, " ").split(), right.strip()) for left, right in pairs]
 
 
 # ------------------------------------------------------------------------------------------------------------ items
 def test_copain_has_seven_tasks_of_150_items_with_three_shots_each(world):
     items = copain_items(world)
     assert len(items) == 1050 and [sum(i.task == t for i in items) for t in COPAIN_TASKS] == [150] * 7
-    assert all(len(i.shots) == 3 for i in items) and len({i.prompt() for i in items}) == 1050
+    assert all(len(lines_of(i)) == 4 for i in items) and len({i.prompt for i in items}) == 1050
 
 
 def test_every_item_has_one_right_answer_among_its_choices(world):
     languages = world.languages()
     for item in copain_items(world, 40) + label_items(languages["target"], languages["target"], 40):
         assert item.choices.count(item.answer) == 1 and len(set(item.choices)) == len(item.choices)
-        assert item.elements not in [e for e, _ in item.shots]
+        *shots, (question, nothing) = lines_of(item)
+        assert nothing == "" and question not in [elements for elements, _ in shots]
 
 
 def test_label_items_use_no_cognate_and_both_labels_equally_in_the_shots(world):
     lang = world.languages()["target"]
     for item in label_items(lang, lang, 50):
-        words = [e[0] for e, _ in item.shots] + [item.elements[0]]
+        *shots, (question, _) = lines_of(item)
+        words = [elements[0] for elements, _ in shots] + question
         assert len(set(words)) == 7 and not any(w in lang.words for w in words)  # keys are the English words
-        assert sorted([a for _, a in item.shots].count(c) for c in item.choices) == [3, 3]
+        assert sorted([answer for _, answer in shots].count(c) for c in item.choices) == [3, 3]
 
 
 def test_the_english_twin_of_a_label_item_is_its_translation(world):
     english, target, _ = world.languages().values()
     back = {v: k for k, v in target.words.items()}
     for a, b in zip(label_items(english, target, 20), label_items(target, target, 20)):
-        assert a.elements == (back[b.elements[0]],) and a.answer == b.answer
+        assert [(back[words[0]], answer) for words, answer in lines_of(b)] == [(w[0], x) for w, x in lines_of(a)]
+        assert a.answer == b.answer
 
 
 @pytest.mark.parametrize("order", ["SVO", "SOV", "VSO", "OVS"])
@@ -72,7 +93,7 @@ def test_the_one_right_end_of_a_cloze_sentence_is_the_one_that_the_world_admits(
     for item in cloze_items(lang, lang, 50):
         assert len(set(item.choices)) == 4
         for choice in item.choices:
-            words = f"{item.prompt()} {choice}".rstrip(".").split()
+            words = f"{item.prompt} {choice}".rstrip(".").split()
             assert lang.case_marker in words and lang.determiner in words
             nouns = {("O" if lang.case_marker in words[i + 1:i + 3] else "S"): kind[w]
                      for i, w in enumerate(words) if w in kind}
@@ -81,23 +102,14 @@ def test_the_one_right_end_of_a_cloze_sentence_is_the_one_that_the_world_admits(
 
 
 def test_an_end_of_several_tokens_is_scored_whole_and_per_token(world, tok):
-    b = Benchmark(world, tok, 1, 2, 3)
-
-    class Uniform(torch.nn.Module):  # every token equally likely: fewer tokens win the sum, and nothing the mean
-        def __init__(self):
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.zeros(1))
-
-        def forward(self, idx, last):
-            return torch.zeros(*last.shape, tok.vocab_size), None
-
+    # every token equally likely: fewer tokens win the sum, and nothing the mean
+    uniform = Stand(tok, lambda idx: torch.zeros(*idx.shape, tok.vocab_size))
     items = cloze_items(world.languages()["target"], world.languages()["target"], 60)
-    lengths = [[len(c) for c in cs] for cs in b.encode(items, "few-shot")[1]]
+    lengths = [[len(c) for c in encode_item(tok, item)[1]] for item in items]
     shortest = [min(range(4), key=lambda k: ls[k]) == item.choices.index(item.answer) for ls, item in zip(lengths, items)]
-    row = b.choice_scores(Uniform(), items)
-    summed, ppl = row["summed"], row["ppl"]
-    assert summed == pytest.approx(100 * sum(shortest) / 60) != row["per_token"]
-    assert math.log(ppl) == pytest.approx(math.log(tok.vocab_size) * sum(
+    row = choice_metrics(items, choice_marks(uniform, tok, items))
+    assert row["summed"] == pytest.approx(100 * sum(shortest) / 60) != row["per_token"]
+    assert math.log(row["ppl"]) == pytest.approx(math.log(tok.vocab_size) * sum(
         ls[item.choices.index(item.answer)] for ls, item in zip(lengths, items)) / 60, rel=1e-4)
 
 
@@ -107,9 +119,17 @@ def test_items_depend_on_the_benchmark_seed_alone(world):
 
 def test_shuffled_shots_keep_the_form_and_lose_the_rule(world):
     for item in copain_items(world, 10):
-        for (elements, right), (same, wrong) in zip(item.shots, item.shuffled_shots()):
+        shuffled = dataclasses.replace(item, prompt=item.shuffled)
+        for (elements, right), (same, wrong) in zip(lines_of(item)[:-1], lines_of(shuffled)[:-1]):
             assert elements == same and wrong in elements and wrong != right
-    assert copain_items(world, 1)[0].prompt(()).count("=>") == 1  # zero-shot: the query alone
+        assert item.prompt.endswith(item.zero_shot) and item.zero_shot.count("=>") == 1
+
+
+def test_the_sample_of_curves_is_the_first_third_of_every_task(world, tok):
+    items = copain_items(world, 7)
+    sample = bench.first_third(items)
+    assert [sum(i.task == t for i in sample) for t in COPAIN_TASKS] == [3] * 7 and set(sample) < set(items)
+    assert sample[:3] == items[:3]
 
 
 # ------------------------------------------------------------------------------------------------- corpora and leaks
@@ -120,14 +140,14 @@ def test_no_prompt_and_no_list_of_the_benchmark_occurs_in_the_corpora(world, tok
 @pytest.mark.parametrize("fmt", [(",", " ->"), ("", " :"), (";", " =>")])
 def test_a_list_that_leaks_into_a_corpus_is_found_in_any_format(world, tok, sources, fmt):
     b = Benchmark(world, tok, 5, 5, 5)
-    leak = tok.encode_documents([list_line(b.copain[7].elements, b.copain[7].answer, fmt)])
+    leak = tok.encode_documents([list_line(lines_of(b.copain[7])[-1][0], b.copain[7].answer, fmt)])
     with pytest.raises(ValueError, match="leak.*'english'"):
         b.check_disjoint({"english": np.concatenate([sources["english"], leak])})
 
 
 def test_a_label_prompt_that_leaks_is_found(world, tok, sources):
     b = Benchmark(world, tok, 5, 5, 5)
-    leak = tok.encode_documents([b.label["target"][3].prompt()])
+    leak = tok.encode_documents([b.label["target"][3].prompt])
     with pytest.raises(ValueError, match="leak"):
         b.check_disjoint({"target": np.concatenate([sources["target"], leak])})
 
@@ -135,9 +155,10 @@ def test_a_label_prompt_that_leaks_is_found(world, tok, sources):
 # ---------------------------------------------------------------------------------------------------------- scoring
 def test_an_oracle_scores_100_percent_everywhere(world, tok):
     b = Benchmark(world, tok, 4, 6, 6)
-    answers = {item.prompt(): item.answer for items in (b.copain, *b.label.values()) for item in items}
-    row = b(Scripted(tok, lambda prompt: answers.get(prompt, "?")))
+    answers = {item.prompt: item.answer for items in (b.copain, *b.label.values()) for item in items}
+    row = b(scripted(tok, lambda prompt: answers.get(prompt, "?")))
     assert row["copain"] == row["label_target"] == row["label_english"] == 100
+    assert row["curve_copain"] == row["curve_label_target"] == row["curve_label_english"] == 100
     assert row["copain_not_in_list"] == row["copain_wrong_element"] == 0
     assert row["label_ppl_target"] == pytest.approx(1, abs=1e-3)
 
@@ -150,7 +171,8 @@ def test_a_random_picker_scores_the_chance_line_and_only_wrong_elements(world, t
         return rng.choice(prompt.rsplit("\n", 1)[-1].replace("=>", "").replace(";", "").split())
 
     picks = {}
-    row = b.copain_scores(Scripted(tok, lambda p: picks.setdefault(p, pick(p) if p.strip() else "?")), b.copain)
+    model = scripted(tok, lambda p: picks.setdefault(p, pick(p) if p.strip() else "?"))
+    row = copain_metrics(b.copain, copain_answers(model, tok, b.copain))
     assert copain_chance() == pytest.approx(100 * (5 / 3 + 2 / 4) / 7)
     assert abs(row["copain"] - copain_chance()) < 3 * 100 * math.sqrt(0.31 * 0.69 / 210)
     assert row["copain_not_in_list"] == 0
@@ -161,13 +183,13 @@ def test_exact_match_counts_whole_answers_of_several_tokens(tok):
     said = {" 1; 2 =>": "123456", " 3; 4 =>": "12345", " 5; 6 =>": "123456 7"}
     assert len(tok.encode(" 123456")) > 2
     prompts = [tok.encode(p) for p in said]
-    answers = greedy_answers(Scripted(tok, said.get), tok, prompts, max_new_tokens=12)
+    answers = greedy_answers(scripted(tok, said.get), tok, prompts, max_new_tokens=12)
     assert answers == list(said.values())
 
 
 def test_an_answer_that_does_not_end_is_none(tok):
     prompt = tok.encode(" 1; 2 =>")
-    assert greedy_answers(Scripted(tok, lambda p: "1 " * 50), tok, [prompt], max_new_tokens=3) == [None]
+    assert greedy_answers(scripted(tok, lambda p: "1 " * 50), tok, [prompt], max_new_tokens=3) == [None]
 
 
 def test_answers_do_not_depend_on_what_shares_the_batch(tok):
@@ -187,7 +209,8 @@ def test_choice_logprobs_are_the_summed_log_probabilities_by_hand(tok):
     prompts, choices = [[5, 6, 7], [8]], [[[1], [2], [3, 4, 9]], [[3, 1], [3, 2]]]
     for prompt, cs, scores in zip(prompts, choices, choice_logprobs(model, prompts, choices)):
         for c, score in zip(cs, scores):
-            logp = model(torch.tensor([prompt + c]))[0][0].log_softmax(-1)
+            idx = torch.tensor([prompt + c])
+            logp = model(idx, targets=idx)[0][0].log_softmax(-1)                     # (T, V)
             by_hand = sum(logp[len(prompt) - 1 + j, t].item() for j, t in enumerate(c))
             assert score == pytest.approx(by_hand, abs=1e-5)
 
@@ -196,9 +219,40 @@ def test_perplexity_is_exp_of_the_loss_and_needs_one_block(tiny):
     ids = np.arange(33, dtype=np.uint16) % 10
     x = torch.from_numpy(ids.astype(np.int64))
     loss = tiny(x[:-1].view(2, 16), x[1:].view(2, 16))[1].item()
-    assert bench.perplexity(tiny, ids) == pytest.approx(math.exp(loss), rel=1e-5)
+    assert bench.perplexity(tiny, ids)[1] == pytest.approx(math.exp(loss), rel=1e-5)
     with pytest.raises(ValueError, match="16 tokens"):
         bench.perplexity(tiny, ids[:16])
+
+
+def test_the_first_third_of_the_blocks_is_scored_alone_and_as_part_of_all(tiny):
+    ids = np.random.default_rng(0).integers(0, 10, 16 * 8 + 1).astype(np.uint16)
+    third, whole = bench.perplexity(tiny, ids, 8)
+    assert bench.perplexity(tiny, ids, 8, full=False) == (third, None)
+    assert third == pytest.approx(bench.perplexity(tiny, ids, 3)[1], rel=1e-6)  # 3 of 8 blocks
+    assert whole != pytest.approx(third, rel=1e-6)
+
+
+def test_curves_are_of_the_same_sample_at_every_step_and_ends_add_all_items(world, tok):
+    b, gpt = Benchmark(world, tok, 6, 9, 6, block_size=64), GPT(GPTConfig(tok.vocab_size, 64, 1, 2, 16))
+    before = {n: p.detach().clone() for n, p in gpt.named_parameters()}
+    ids = {"target": np.arange(64 * 7 + 1) % tok.vocab_size}
+    middle, end = (bench.evaluate(gpt, b, ids, before, 7, full=full) for full in (False, True))
+    shared = {key for key in middle if key.startswith("curve_")}
+    assert {key: middle[key] for key in shared} == {key: end[key] for key in shared}
+    assert {"curve_copain", "curve_copain_not_in_list", "curve_label_target", "curve_label_ppl_target",
+            "curve_ppl_target"} <= shared and set(middle) - shared == {"shift_l2", "shift_relative"}
+    assert {"copain", "label_target", "label_ppl_target", "ppl_target", "copain_restricted", "cloze_target",
+            "copain_zero-shot", "label_english_shuffled"} <= set(end)
+    assert end["ppl_target"] != end["curve_ppl_target"]
+
+
+def test_the_benchmark_gives_no_item_to_the_model_twice(world, tok):
+    b, fed = Benchmark(world, tok, 6, 9, 0), []
+    b(Stand(tok, lambda idx: fed.extend(map(tuple, idx.tolist())) or torch.zeros(*idx.shape, tok.vocab_size)), full=True)
+    items = [item for item in b.label["target"] if item.prompt != item.shuffled]
+    prompts = [encode_item(tok, item)[0] for item in items]
+    of_labels = [row for row in fed if any(list(row[:len(prompt)]) == prompt for prompt in prompts)]
+    assert len(items) > 4 and len(set(of_labels)) == len(of_labels) >= len(items)
 
 
 def test_parameter_shift_is_the_mean_of_the_norms_per_tensor(tiny):
@@ -268,14 +322,14 @@ def test_half_a_repair_is_partly_and_a_repair_that_costs_perplexity_is_no_full_o
 def test_a_missing_arm_an_unfinished_seed_or_no_icl_in_the_base_is_inconclusive():
     assert judged(a_log(target=COLLAPSED))["C1"] == "inconclusive"
     log = a_log(seeds=1, **{"target": COLLAPSED, "target+english": {}})
-    log = bench.Log([r for r in log.rows if not (r["arm"] == "target" and r["step"] == 100)])
+    log = bench.Log([r for r in log.rows.values() if not (r["arm"] == "target" and r["step"] == 100)])
     assert judged(log)["C2"] == "inconclusive"
-    rows = [r | {"copain": 20.0} for r in a_log(**{"target": {}, "target+english": {}}).rows]
+    rows = [r | {"copain": 20.0} for r in a_log(**{"target": {}, "target+english": {}}).rows.values()]
     assert judged(bench.Log(rows))["C2"] == "inconclusive"
 
 
 def test_noise_over_seeds_that_straddles_a_bound_is_not_taken_for_equality():
-    rows = a_log(**{"target": {}, "target+english": {}}).rows
+    rows = a_log(**{"target": {}, "target+english": {}}).rows.values()
     for r in rows:
         if r["arm"] == "target":
             r["ppl_target"] *= (0.9, 1.0, 1.2)[r["seed"]]
@@ -321,41 +375,121 @@ def test_pairing_by_run_takes_the_spread_between_runs_out_of_a_difference():
     rows = [{"arm": arm, "seed": seed, "step": 1, "copain": 10.0 * seed + (5 if arm == "a" else 0) + 0.01 * seed}
             for arm in "ab" for seed in range(4)]
     log = bench.Log(rows)
-    difference = log.paired(lambda a, b: a - b, ("a", "copain"), ("b", "copain"))
+    difference = bench.difference(log, "copain", "a", "b")
     assert difference.mean == pytest.approx(5) and difference.high - difference.low < 0.1
-    assert Estimate.of(log.at("a", "copain").values()).high > 30
+    assert Estimate.of(log("a", "copain")).high > 30
 
 
-# ---------------------------------------------------------------------------------------------------------------- speed
-def test_every_part_of_a_step_is_timed_and_peak_memory_is_that_of_the_process(monkeypatch):
-    monkeypatch.setattr(bench, "Benchmark", lambda *_: None)
-    monkeypatch.setattr(bench, "evaluate", lambda *_, **__: time.sleep(0.02))
-    ms = bench.step_phases(dict(vocab_size=800, block_size=16, n_layer=1, n_head=1, n_embd=8), 2, "float32", "cpu", steps=3)
-    assert set(ms) == {*bench.PHASES, "step", "evaluation", "MB"} and all(x > 0 for x in ms.values())
-    assert 20 <= ms["evaluation"] < 200 and 50 < ms["MB"] < 5000
+def test_intervals_end_where_percentages_and_perplexities_do():
+    values = dict(copain=[99.0, 100.0, 95.0], label_ppl_target=[1.01, 1.2, 1.001], shift_l2=[0.1, 0.2, 0.9])
+    log = bench.Log([{"arm": "a", "seed": seed, "step": 1} | {key: xs[seed] for key, xs in values.items()}
+                     for seed in range(3)])
+    copain, ppl, shift = (log.estimate("a", key) for key in values)
+    assert copain.high == 100 and ppl.low == 1 and shift.low < 0
+    assert ppl.mean == pytest.approx((1.01 * 1.2 * 1.001) ** (1 / 3))
 
 
-def test_a_batch_from_a_large_sparse_file_takes_no_more_memory_than_it_reads():
-    ms, megabytes = bench.batch_time(2, 10 ** 8)
-    assert ms < 50 and megabytes < 20  # the file has 200 MB
+def test_a_curve_is_of_the_sample_where_a_log_has_one_and_c2_compares_sample_with_sample():
+    log = a_log(**{"target": COLLAPSED, "target+english": {}})
+    assert log.curve("target", "copain", 10).tolist() == [5.0] * 3 and log.caption() == ""
+    rows = [r | {"curve_copain": 8.0 if r["step"] == 0 else r["copain"]} for r in log.rows.values()]
+    log = bench.Log(rows)
+    assert log.curve("target", "copain", 0).tolist() == [8.0] * 3 and "same third" in log.caption()
+    assert bench.judge_c2(log) == ("partly", bench.judge_c2(log)[1])  # 5 is more than half of 8
+    assert "lowest early Copain without English 62% of" in bench.judge_c2(log)[1]
 
 
-def test_nanogpt_is_timed_beside_from_its_own_folder(tmp_path, call):
-    (tmp_path / "model.py").write_text(
-        "from dataclasses import dataclass\nimport torch, model\n"
-        "@dataclass\nclass GPTConfig:\n    block_size: int\n    vocab_size: int\n    n_layer: int\n    n_head: int\n"
-        "    n_embd: int\n    bias: bool\n    dropout: float\n"
-        "class GPT(model.GPT):\n"
-        "    def configure_optimizers(self, decay, lr, betas, device):\n"
-        "        return torch.optim.AdamW(self.parameters(), lr=lr)\n")
-    shape = dict(vocab_size=50, block_size=16, n_layer=1, n_head=1, n_embd=8)
-    assert len(bench.bare_steps(tmp_path, False, shape, 2, "float32", "cpu", steps=4)) == 4
-    assert (bench.beside(tmp_path, shape, 2, "float32", "cpu", "", 2, turns=1) > 0).tolist() == [True] * 3
-    code, _, err = call(tmp_path, "bench.py", "--speed", "--nanogpt", "nowhere")
-    assert code == 2 and "nowhere holds no model.py" in err
+# ------------------------------------------------------------------------------------------------ reports of a log
+def write_study(folder, rows, study="main", steps=100):
+    """A study's folder as train.py leaves it."""
+    arms = {row["arm"]: dict(curriculum="target=rest", lr_scale=1.0, base="", start="", steps=0) for row in rows}
+    info = {"study": study, "question": "Why?", "pairs": [["target+english", "target"]], "arms": arms, "left_out": [],
+            "machines": [dict(processor="CPU", cores=2, torch="2")], "commits": ["abc"],
+            "settings": dict(preset="laptop", steps=steps, device="cpu", dtype="float32")}
+    folder.mkdir(exist_ok=True)
+    (folder / "settings.json").write_text(json.dumps(info))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
 
 
-def test_steps_that_were_to_be_compiled_and_are_not_are_not_timed(no_compiler):
-    with pytest.raises(RuntimeError, match="no C compiler"):
-        bench.bare_steps("", False, dict(vocab_size=50, block_size=16, n_layer=1, n_head=1, n_embd=8), 2, "float32", "cpu",
-                         "default")
+def some_rows(curves=True, seeds=2):
+    """Rows of a sound log of two arms; with curves, its intermediate rows are of the sample alone."""
+    rows = []
+    for row in a_log(seeds, **{"target": COLLAPSED, "target+english": {}}).rows.values():
+        metrics = {key: float(row[key]) for key in ("ppl_target", "ppl_english", "copain", "label_target",
+                                                    "label_ppl_target")}
+        metrics |= dict(copain_not_in_list=1.0, copain_wrong_element=2.0)
+        metrics["copain_tasks"] = dict.fromkeys(COPAIN_TASKS, metrics["copain"])
+        names = dict(arm=row["arm"], seed=row["seed"], step=row["step"], data_seed=row["seed"], bench_seed=7,
+                     settings="x", train_loss=2.0 if row["step"] else None, shift_l2=1.0 + row["step"],
+                     shift_relative=0.1, tokens_target=row["step"])
+        sample = {f"curve_{key}": x for key, x in metrics.items()} if curves else {}
+        rows.append(names | sample | (metrics if row["step"] != 10 or not curves else {}))
+    return rows
+
+
+def test_a_report_of_a_log_with_and_without_samples_says_which_the_curves_use(tmp_path, monkeypatch):
+    bench.report(write_study(tmp_path / "new", some_rows()))
+    monkeypatch.setattr(bench, "draw_curves", lambda *_: None)  # two seconds
+    bench.report(write_study(tmp_path / "old", some_rows(curves=False)))
+    new, old = ((tmp_path / name / "report.md").read_text() for name in ("new", "old"))
+    assert "Curves: the same third" in new and "Curves" not in old
+    assert new.replace("Curves: the same third of the items and validation blocks at every step; elsewhere: all.\n\n",
+                       "") == old
+    assert "Copain per task at step 0 (base), mean over 2 runs: max_integer_in_list 90.0" in old
+    assert (tmp_path / "new/figure.png").stat().st_size > 10_000
+
+
+def damage(rows, n, **changes):
+    """The rows with other values in row n; None takes a key out."""
+    row = {key: x for key, x in (rows[n] | changes).items() if key not in changes or x is not None}
+    return [*rows[:n], row, *rows[n + 1:]]
+
+
+@pytest.mark.parametrize("break_it, words", [
+    (lambda rows: damage(rows, 3, arm=None), "row 4 has no arm"),
+    (lambda rows: damage(rows, 3, seed=None), "row 4 has no seed"),
+    (lambda rows: damage(rows, 3, step=None), "step"),
+    (lambda rows: damage(rows, 3, step=True), "row 4 has no step"),
+    (lambda rows: damage(rows, 3, arm="another"), "damaged"),
+    (lambda rows: damage(rows, 3, copain=float("nan")), "row 4: copain is nan"),
+    (lambda rows: damage(rows, 1, curve_copain=float("inf")), "row 2: curve_copain is inf"),
+    (lambda rows: damage(rows, 1, train_loss=float("nan")), "row 2: train_loss is nan"),
+    (lambda rows: damage(rows, 1, curve_copain=None), "row 2: copain is missing"),
+    (lambda rows: damage(rows, 3, ppl_target=0.5), "row 4: ppl_target is 0.5"),
+    (lambda rows: damage(rows, 3, copain="90"), "row 4: copain is '90'"),
+    (lambda rows: damage(rows, 3, copain_tasks={}), "row 4: copain_tasks is {}"),
+    (lambda rows: damage(rows, 3, ppl_english=None), "seed 0 lacks 'ppl_english' at step 0"),
+    (lambda rows: damage(rows, 3, settings="y"), "rows of 2 different settings"),
+    (lambda rows: rows + rows[3:4], r"\('target\+english', 0, 0\) occurs twice"),
+    (lambda rows: rows[:4] + rows[5:], "lacks arm 'target.english' of seed 0 at step 10"),
+    (lambda rows: [row for row in rows if row["step"] < 100], "no run has finished"),
+    (lambda rows: [], "no run has finished")])
+def test_a_damaged_log_is_refused_in_one_line_with_the_place(tmp_path, break_it, words):
+    folder = write_study(tmp_path / "study", some_rows())
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in break_it(some_rows())))
+    with pytest.raises(ValueError, match=words) as e:
+        bench.report(folder)
+    assert str(folder) in str(e.value) and "rerun the study" in str(e.value) and "\n" not in str(e.value)
+
+
+def test_an_unfinished_seed_is_said_and_not_averaged(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "draw_curves", lambda *_: None)
+    rows = [row for row in some_rows(seeds=3) if (row["arm"], row["seed"], row["step"]) != ("target", 1, 100)]
+    assert "means over 2 runs" in bench.report(write_study(tmp_path / "study", rows))
+    assert "Not averaged: seed 1, which has not finished target." in (tmp_path / "study/report.md").read_text()
+
+
+def test_a_log_whose_runs_all_stopped_at_the_same_early_step_is_unfinished(tmp_path):
+    with pytest.raises(ValueError, match="no run has finished"):
+        bench.report(write_study(tmp_path / "study", some_rows(), steps=200))
+
+
+@pytest.mark.parametrize("low, high", [(4.9, 5.3), (5, 41), (1, 20000), (1.0001, 1.0009), (1, 1e9), (18, 29)])
+def test_every_logarithmic_axis_has_three_labelled_ticks_or_more(low, high):
+    fig, (ax,) = bench.new_figure(1, 1, squeeze=False)
+    ax.set_yscale("log")
+    ax.set_ylim(low, high)
+    bench.log_ticks(ax.yaxis)
+    fig.canvas.draw()
+    assert sum(bool(label.get_text()) and low <= y <= high for label, y in zip(ax.get_yticklabels(), ax.get_yticks())) >= 3

@@ -1,4 +1,5 @@
 """Benchmarks from files: the rows as published, the scores as computed by hand, and mistakes named with file and line."""
+import dataclasses
 import json
 import math
 import re
@@ -6,10 +7,9 @@ import re
 import pytest
 import torch
 
-import bench
-from bench import read_choices, read_copain, score_files
-from data import Tokenizer, train_bpe
-from model import GPT, GPTConfig, save_gpt2
+from bench import Benchmark, encode_item, read_choices, read_copain, score_files, short_names
+from data import Tokenizer, World, train_bpe
+from model import GPT, GPTConfig, save_checkpoint, save_gpt2
 
 ROWS = [{"context": f"Question {i}: which?", "choices": ["the cat", "a much longer dog", "two"], "label": i % 3}
         for i in range(5)]
@@ -39,25 +39,25 @@ def test_copain_is_read_from_one_file_or_a_folder_of_tasks_as_published(tmp_path
     lines(tmp_path / "CoPain/first_character_in_list.jsonl", [{"input": ["b", "a"], "target": "a"}] * 4)
     items = read_copain(tmp_path / "CoPain", n_shots=3)
     assert [i.task for i in items] == ["first_character_in_list"] * 4 + ["max_integer_in_list"] * 5
-    assert items[4].prompt() == " 31; 7; 13 => 31\n 32; 7; 14 => 32\n 33; 7; 15 => 33\n 30; 7; 12 =>"
+    assert items[4].prompt == " 31; 7; 13 => 31\n 32; 7; 14 => 32\n 33; 7; 15 => 33\n 30; 7; 12 =>"
     assert items[4].answer == "30" and items[4].choices == ("30", "7", "12")
-    assert len(read_copain(tmp_path / "CoPain/max_integer_in_list/test.jsonl", 1)[0].shots) == 1
+    assert read_copain(tmp_path / "CoPain/max_integer_in_list/test.jsonl", 1)[0].prompt.count("\n") == 1
 
 
 def test_shots_come_from_the_task_itself_without_the_question_or_from_a_given_file(tmp_path):
     path = lines(tmp_path / "task.jsonl", ROWS)
     own = read_choices(path, 2)
-    assert own[0].prompt() == "Question 1: which? a much longer dog\n\nQuestion 2: which? two\n\nQuestion 0: which?"
-    assert all(item.elements not in [e for e, _ in item.shots] for item in own)
+    assert own[0].prompt == "Question 1: which? a much longer dog\n\nQuestion 2: which? two\n\nQuestion 0: which?"
+    assert all(item.prompt.count(item.zero_shot) == 1 for item in own)
     other = lines(tmp_path / "train.jsonl", [dict(ROWS[0], context="Other?")])
-    assert all(i.prompt().startswith("Other? the cat\n\nQuestion") for i in read_choices(path, 1, other))
+    assert all(i.prompt.startswith("Other? the cat\n\nQuestion") for i in read_choices(path, 1, other))
 
 
 def by_hand(model, tok, context, choice):
     """Summed log-probability of a choice, one token after another."""
     ids, total = [tok.eot, *tok.encode(context)], 0.0
     for t in tok.encode(f"{context} {choice}")[len(ids) - 1:]:
-        total += model(torch.tensor([ids]))[0][0, -1].log_softmax(-1)[t].item()
+        total += model(torch.tensor([ids]))[0][0].log_softmax(-1)[t].item()
         ids.append(t)
     return total
 
@@ -67,7 +67,7 @@ def test_scores_equal_a_computation_by_hand(tmp_path, model):
     row = score_files(gpt, tok, tasks=[lines(tmp_path / "task.jsonl", ROWS)], n_shots=1)
     items = read_choices(tmp_path / "task.jsonl", 1)
     with torch.no_grad():
-        scores = [[by_hand(gpt, tok, item.prompt(), c) for c in item.choices] for item in items]
+        scores = [[by_hand(gpt, tok, item.prompt, c) for c in item.choices] for item in items]
     right = [item.choices.index(item.answer) for item in items]
     summed = [max(range(3), key=lambda k: s[k]) == r for s, r in zip(scores, right)]
     per_byte = [max(range(3), key=lambda k: s[k] / len(i.choices[k])) == r for s, i, r in zip(scores, items, right)]
@@ -81,9 +81,10 @@ def test_a_prompt_longer_than_the_context_loses_its_beginning(tmp_path, model):
     long = [dict(row, context="many words " * 100 + row["context"]) for row in ROWS]
     path = lines(tmp_path / "task.jsonl", long)
     items = read_choices(path, 3)
-    prompts, choices = bench.encode_items(tok, items, [i.prompt() for i in items], gpt.config.block_size - 1)
-    assert all(len(p) + max(map(len, cs)) <= gpt.config.block_size for p, cs in zip(prompts, choices))
-    assert all(tok.decode(p[1:]).endswith(i.elements[0][-20:]) for p, i in zip(prompts, items))
+    for item in items:
+        prompt, choices = encode_item(tok, item, longest=gpt.config.block_size)
+        assert len(prompt) + max(map(len, choices)) == gpt.config.block_size
+        assert tok.decode(prompt[1:]).endswith(item.zero_shot[-20:])
     assert 0 <= score_files(gpt, tok, tasks=[path], n_shots=3)["task summed"] <= 100
 
 
@@ -98,6 +99,23 @@ def test_a_gpt2_folder_is_benchmarked_from_the_command_line(tmp_path, model, cal
                           "--shots", "2")
     assert code == 0 and "copain " in out and "task per_byte" in out and "max_integer_in_list" in out, err
     assert call(tmp_path, "bench.py", "gpt2")[0] == 2  # of the toy world it knows nothing
+    code, out, err = call(tmp_path, "bench.py", "gpt2", "--sample", "Question 0")
+    assert code == 0 and out.splitlines()[0] == "--- gpt2: documents that begin with 'Question 0'", err
+    assert out.count("\nQuestion 0") == 3
+
+
+def test_samples_of_a_checkpoint_begin_in_the_language_and_say_whose_they_are(tmp_path, model, call):
+    gpt, tok = model
+    ckpt = {"config": dataclasses.asdict(gpt.config), "model": gpt.state_dict(), "ema": {}, "step": 7,
+            "job": {"name": "ema", "arm": {"lora_rank": 0, "shadow": False}}, "tokenizer": tok.to_json(),
+            "world": dataclasses.asdict(World()), "benchmark": [2, 0, 2, 0, "", 5, 64], "settings": {"source": []}}
+    save_checkpoint(tmp_path / "x.pt", ckpt)
+    code, out, err = call(tmp_path, "bench.py", "x.pt", "--sample")
+    assert code == 0 and out.startswith("--- x.pt: documents in the language target\n "), err
+    code, out, _ = call(tmp_path, "bench.py", "x.pt", "--sample", "--language", "english")
+    assert code == 0 and "in the language english" in out
+    code, _, err = call(tmp_path, "bench.py", "x.pt", "--sample", "--language", "French")
+    assert code == 2 and "language 'French' is not in this checkpoint: english, target, third" in err
 
 
 GOOD = json.dumps(ROWS[0])
@@ -131,9 +149,83 @@ def test_a_wrong_row_is_refused_with_file_and_line(tmp_path, model, call, flag, 
 
 
 @pytest.mark.parametrize("content, shots, words", [
-    (b"\xff", 0, "byte 0xff at offset 0 is not UTF-8"), (b"", 0, "has no row"),
+    (b"\xff", 0, "UTF-8"), (b"", 0, "has no row"),
     (GOOD.encode(), 1, "has 1 rows, too few for 1 shots beside the question")])
 def test_a_file_that_cannot_be_used_is_named(tmp_path, content, shots, words):
     (tmp_path / "rows.jsonl").write_bytes(content)
     with pytest.raises(ValueError, match=words):
         read_choices(tmp_path / "rows.jsonl", shots)
+
+
+def test_two_task_files_of_one_name_keep_two_results(tmp_path, model):
+    """Issue 15, item 4: the first result vanished."""
+    gpt, tok = model
+    paths = [lines(tmp_path / "eu/task.jsonl", ROWS), lines(tmp_path / "es/task.jsonl", ROWS[::-1])]
+    row = score_files(gpt, tok, tasks=paths, n_shots=1)
+    assert {"eu/task.jsonl summed", "es/task.jsonl summed"} <= set(row)
+    assert short_names([tmp_path / "a.jsonl", tmp_path / "b.jsonl"]) == ["a", "b"]
+    with pytest.raises(ValueError, match="names a file twice"):
+        score_files(gpt, tok, tasks=[paths[0], paths[0]])
+
+
+@pytest.mark.parametrize("name", ["cloze", "label", "max_integer_in_list"])
+def test_the_name_of_a_task_file_has_no_meaning(tmp_path, model, name):
+    """Issue 15, item 5: the shots of cloze.jsonl were ignored, and label.jsonl was asked in another format."""
+    gpt, tok = model
+    rows = {stem: score_files(gpt, tok, tasks=[lines(tmp_path / f"{stem}.jsonl", ROWS)], n_shots=2)
+            for stem in (name, "other")}
+    assert list(rows[name].values()) == list(rows["other"].values())
+    assert read_choices(tmp_path / f"{name}.jsonl", 2)[0].prompt == read_choices(tmp_path / "other.jsonl", 2)[0].prompt
+
+
+def test_a_negative_number_of_shots_is_refused(tmp_path, call):
+    """Issue 15, item 7: it was taken for none."""
+    with pytest.raises(ValueError, match="--shots is -1, expected 0 or more"):
+        read_choices(lines(tmp_path / "task.jsonl", ROWS), -1)
+    with pytest.raises(ValueError, match="--shots is -1, expected 0 or more"):
+        read_copain(lines(tmp_path / "lists.jsonl", LISTS), -1)
+    code, _, err = call(tmp_path, "bench.py", "x.pt", "--shots", "-1")
+    assert code == 2 and "--shots is -1" in err
+
+
+def test_lines_end_at_a_newline_alone(tmp_path):
+    """Issue 15, item 14: raw U+2028 and U+0085, which JSON allows, were taken for ends of lines."""
+    row = dict(ROWS[0], context="one\u2028two\x85three")
+    (tmp_path / "task.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_choices(tmp_path / "task.jsonl")[0].zero_shot == row["context"]
+
+
+def test_a_list_that_repeats_its_target_is_skipped_and_counted(tmp_path, capsys):
+    """Issue 15, item 18: one such row refused the whole benchmark."""
+    path = lines(tmp_path / "max.jsonl", [*LISTS, {"list": [5, 5, 1], "target": 5}])
+    assert len(read_copain(path, 1)) == 5
+    assert "skipped 1 row of" in capsys.readouterr().err
+
+
+def leaky(world, tok, tmp_path, context):
+    """A benchmark whose task file asks one context, and a source of training that holds it."""
+    rows = [dict(ROWS[0], context=context)] + ROWS[1:]
+    return Benchmark(world, tok, 3, 0, 0, 0, str(lines(tmp_path / "task.jsonl", rows)), 1), {
+        "target": tok.encode_documents(["something", f"so, {context} and on"])}
+
+
+def test_a_short_context_of_a_task_file_is_no_leak(world, tok, tmp_path):
+    """Issue 15, item 17: the first tokens of a few words are everywhere."""
+    benchmark, sources = leaky(world, tok, tmp_path, "What is it?")
+    benchmark.check_disjoint(sources, lists=False)
+    benchmark, sources = leaky(world, tok, tmp_path, "the dog eats the egg and the cat eats the ham, who eats more?")
+    sources["target"] = sources["target"][:-8]  # not the whole context
+    benchmark.check_disjoint(sources, lists=False)
+
+
+def test_a_whole_context_of_a_task_file_is_a_leak_unless_the_caller_knows(world, tok, tmp_path):
+    benchmark, sources = leaky(world, tok, tmp_path, "the dog eats the egg and the cat eats the ham, who eats more?")
+    with pytest.raises(ValueError, match="benchmark leak: .*who eats more.*'target'"):
+        benchmark.check_disjoint(sources, lists=False)
+    benchmark.check_disjoint(sources, lists=False, contexts=False)
+
+
+def test_prompts_of_a_task_file_are_shortened_and_do_not_count_as_the_longest(world, tok, tmp_path):
+    rows = [dict(row, context="many words " * 100) for row in ROWS]
+    path = str(lines(tmp_path / "task.jsonl", rows))
+    assert Benchmark(world, tok, 3, 0, 0, 0, path, 1, 64).longest() == Benchmark(world, tok, 3, 0, 0).longest()

@@ -1,4 +1,8 @@
 import math
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -54,8 +58,53 @@ def test_weights_out_of_range_or_not_summing_to_one_are_refused_with_the_numbers
 @pytest.mark.parametrize("text", [
     "", "target", "target=", "target=all", "target=rest english=0.2", "target=rest english=window(0.2)",
     "target=rest english=wave(0.2)", "target=rest english=constant('a')", "target=rest english=constant(__import__)",
-    "target=rest target=constant(0)", "target=rest english=rest", "target=rest english=constant(0.2) junk"])
+    "target=rest target=constant(0)", "target=rest english=rest", "target=rest english=constant(0.2) junk",
+    "target=rest english=constant(1" + "0" * 400 + ")", "target=rest english=piecewise(0, (0.4, 0.1))",
+    "target=rest english=window((0.1, 0.2), 0, 0.1)", "target=rest english=window(1j, 0, 0.1)",
+    "target=rest english=piecewise((0, 0.2, 3), (0.4, 0.1))", "target=rest(1) english=constant(0.2)"])
 def test_a_line_that_cannot_be_read_is_refused_in_one_line(text):
     with pytest.raises(ValueError) as e:
         Curriculum(text)
     assert "curriculum" in str(e.value) and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("text", [
+    "target=rest english=window(0.2, 0, 0.1)", "target=rest english=cosine(1, 0, 0.3, 0.4)",
+    "a=window(0.5, 0, 0.1234567) b=window(0.5, 0.1234567, 1) c=constant(0.5)"])
+def test_a_schedule_of_a_billion_steps_is_checked_within_a_second(text):
+    start = time.perf_counter()
+    Curriculum(text).check(10 ** 9)
+    assert time.perf_counter() - start < 1
+
+
+@pytest.mark.parametrize("steps", [3, 17, 1000, 100_000, 10 ** 9])
+@pytest.mark.parametrize("text", [
+    "target=rest english=piecewise((0, 0.2), (0.123456, 1.5), (0.1234561, 0.2))",   # for 1e-7 of the run
+    "a=window(1, 0, 0.1234567) b=window(1, 0.12345670000001, 1)",                   # a gap of less than a step
+    "target=rest a=linear(0, 1, 0.4, 0.4001) b=linear(1, 0, 0.4001, 0.4002)",       # 2 between two ramps
+    "target=rest english=linear(0, 2, 0, 1)", "target=rest english=linear(0.9, 1.0000001, 0, 1)",
+    "target=rest a=cosine(0.5, 0.9, 0.1, 0.2) b=cosine(0.5, 0, 0.1, 0.3)"])
+def test_the_quick_check_refuses_what_a_check_of_every_step_refuses(text, steps):
+    curriculum = Curriculum(text)
+
+    def refused(check):
+        try:
+            check()
+        except ValueError:
+            return True
+        return False
+
+    every_step = steps == 10 ** 9  # too many to try; all of these are refused then
+    if steps < 10 ** 9:
+        every_step = refused(lambda: [curriculum.weights(step, steps) for step in range(steps)])
+    assert refused(lambda: curriculum.check(steps)) == every_step
+
+
+@pytest.mark.parametrize("arguments, code, words", [
+    ([], 0, "50.0%"), (["target=rest english=window(0.2, 0, 0.1)"], 0, "20.0%"),
+    (["target=rest english=wave(1)"], 2, "cannot read 'wave(1)'"), (["--help"], 0, "rest")])
+def test_the_demonstration_prints_a_table_or_refuses_in_one_line(arguments, code, words):
+    script = Path(__file__).parent.parent / "curriculum.py"
+    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True)
+    assert done.returncode == code and words in done.stdout + done.stderr
+    assert len(done.stderr.splitlines()) == (code != 0)

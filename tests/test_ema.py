@@ -1,7 +1,10 @@
+import runpy
+from pathlib import Path
+
 import pytest
 import torch
 
-from ema import InLoopEMA, ShadowEMA
+from ema import EMA
 from model import GPT, GPTConfig
 
 
@@ -29,12 +32,12 @@ def largest_difference(a, b):
 def test_alpha_zero_is_no_averaging_and_alpha_one_is_no_training():
     torch.manual_seed(0)
     start = [p.detach().clone() for p in GPT(GPTConfig(10, 8, 1, 2, 16)).double().parameters()]
-    assert largest_difference(trained(lambda m: InLoopEMA(m, 0.0))[0], trained()[0]) == 0
-    assert largest_difference(trained(lambda m: InLoopEMA(m, 1.0))[0], start) == 0
+    assert largest_difference(trained(lambda m: EMA(m, 0.0))[0], trained()[0]) == 0
+    assert largest_difference(trained(lambda m: EMA(m, 1.0))[0], start) == 0
 
 
 def test_at_every_step_it_is_the_learning_rate_times_one_minus_alpha():
-    ema, low = trained(lambda m: InLoopEMA(m, 0.92))[0], trained(lr=0.02 * 0.08)[0]
+    ema, low = trained(lambda m: EMA(m, 0.92))[0], trained(lr=0.02 * 0.08)[0]
     assert largest_difference(ema, low) < 1e-7  # the loss is computed in float32
     assert largest_difference(ema, trained()[0]) > 1e-3
 
@@ -42,7 +45,7 @@ def test_at_every_step_it_is_the_learning_rate_times_one_minus_alpha():
 def test_between_updates_training_is_untouched_and_at_an_update_it_is_the_papers_equation(tiny):
     p = dict(tiny.named_parameters())["transformer.wpe.weight"]
     before = p.detach().clone()
-    ema = InLoopEMA(tiny, alpha=0.9, every=3)
+    ema = EMA(tiny, alpha=0.9, every=3)
     for step in range(1, 7):
         with torch.no_grad():
             p.add_(1.0)
@@ -53,7 +56,7 @@ def test_between_updates_training_is_untouched_and_at_an_update_it_is_the_papers
 
 
 def test_shadow_of_a_constant_jump_follows_the_closed_form(tiny):
-    shadow = ShadowEMA(tiny, alpha=0.9)
+    shadow = EMA(tiny, 0.9, shadow=True)
     start = [p.detach().clone() for p in tiny.parameters()]
     with torch.no_grad():
         for p in tiny.parameters():
@@ -65,7 +68,7 @@ def test_shadow_of_a_constant_jump_follows_the_closed_form(tiny):
 
 
 def test_tied_weights_are_updated_once(tiny):
-    ema = InLoopEMA(tiny, alpha=0.5)
+    ema = EMA(tiny, alpha=0.5)
     assert len(ema.average) == len(list(tiny.parameters())) == len({id(p) for p in tiny.parameters()})
     before = tiny.lm_head.weight.detach().clone()
     with torch.no_grad():
@@ -76,7 +79,7 @@ def test_tied_weights_are_updated_once(tiny):
 
 
 def test_a_shadow_leaves_training_bit_identical_and_gives_the_weights_back():
-    plain, (weights, model, shadow) = trained()[0], trained(lambda m: ShadowEMA(m, 0.9))
+    plain, (weights, model, shadow) = trained()[0], trained(lambda m: EMA(m, 0.9, shadow=True))
     assert largest_difference(plain, weights) == 0
     with pytest.raises(RuntimeError, match="inside"), shadow.applied():
         assert largest_difference(model.parameters(), shadow.average) == 0
@@ -85,7 +88,7 @@ def test_a_shadow_leaves_training_bit_identical_and_gives_the_weights_back():
 
 
 def test_state_survives_saving_and_loading(tiny):
-    ema = InLoopEMA(tiny, alpha=0.9, every=2)
+    ema = EMA(tiny, alpha=0.9, every=2)
     state = {k: v + 1 for k, v in ema.state_dict().items()}
     ema.load_state_dict(state)
     assert all(torch.equal(ema.state_dict()[k], state[k]) for k in state)
@@ -94,4 +97,22 @@ def test_state_survives_saving_and_loading(tiny):
 @pytest.mark.parametrize("alpha, every", [(1.1, 1), (-1.1, 1), (float("nan"), 1), (0.9, 0)])
 def test_impossible_settings_are_refused(tiny, alpha, every):
     with pytest.raises(ValueError, match="EMA"):
-        InLoopEMA(tiny, alpha, every)
+        EMA(tiny, alpha, every)
+
+
+@pytest.mark.parametrize("shadow", [False, True])
+def test_within_applied_the_model_has_the_average_and_afterwards_its_own_weights(tiny, shadow):
+    ema = EMA(tiny, alpha=0.5, every=2, shadow=shadow)
+    with torch.no_grad():
+        tiny.lm_head.weight.add_(1.0)
+    own = tiny.lm_head.weight.detach().clone()
+    with ema.applied():
+        assert torch.allclose(tiny.lm_head.weight, own - 1, atol=1e-6)
+    assert torch.equal(tiny.lm_head.weight, own) and tiny.lm_head.weight.requires_grad
+
+
+def test_the_demonstration_prints_ten_steps_and_the_closed_form_of_the_in_loop_average(capsys):
+    runpy.run_path(Path(__file__).parent.parent / "ema.py", run_name="__main__")
+    rows = [[float(x) for x in line.split()] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[0] for row in rows] == list(range(1, 11))
+    assert [row[2] for row in rows] == pytest.approx([1 - 0.92 ** step for step in range(1, 11)], abs=6e-4)

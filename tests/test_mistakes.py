@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from conftest import SMOKE
-from model import load_checkpoint, save_checkpoint
+from model import load_checkpoint
 
 
 class Hostile:
@@ -24,12 +24,13 @@ def make(path, name):
         file.mkdir()
     elif name == "hostile.pt":
         torch.save({"model": Hostile()}, file)
-    elif name == "changed.pt":  # valid, but not what was written
-        ckpt = load_checkpoint(path / "study/runs/smoke/seed2026/ema.pt")
-        save_checkpoint(file, ckpt)
-        changed = torch.load(file, weights_only=True)
-        changed["model"]["transformer.wpe.weight"][0, 0] += 1e-3
-        torch.save(changed, file)
+    elif name == "changed.pt":  # one bit of a weight is not what was written
+        weight = load_checkpoint(path / "study/runs/smoke/seed2026/ema.pt")["model"]["transformer.wpe.weight"]
+        data, start = bytearray(good), good.find(weight.numpy().tobytes()[:64])
+        data[start + 5] ^= 4
+        file.write_bytes(data)
+    elif name == "other.pt":
+        torch.save({"a": 1}, file)
     else:
         file.write_bytes({"empty.pt": b"", "garbage.pt": b"not a checkpoint", "half.pt": good[:len(good) // 2],
                           "runs/no_record/settings.json": b"{", "runs/list_record/settings.json": b"[]", "a_file": b"",
@@ -51,7 +52,7 @@ TRAIN = [
     # flags
     (["--stepz", "5"], "--stepz.*--steps"), (["nonsense"], "nonsense"), (["--lr"], "lr"), (["--steps", "many"], "steps.*many"),
     (["--steps", "1e3"], "steps.*1e3"), (["--list_lengths", "a"], "list_lengths"), (["--preset", "huge"], "huge.*laptop"),
-    (["--study", "avg"], "study 'avg'.*averaging"), (["--only", "taget"], "taget.*target"), (["--only", "ema,"], "unknown arm ''"),
+    (["--study", "avg"], "study is 'avg'.*averaging"), (["--only", "taget"], "taget.*target"), (["--only", "ema,"], "only is ''"),
     (["--device", "tpu"], "tpu.*cpu"), (["--dtype", "int8"], "int8.*float32"),
     (["--compile", "fast"], "compile is 'fast'.*max-autotune"),
     (["--compile", "reduce-overhead", "--accumulate", "2"], "CUDA graphs.*--accumulate 2.*take default"),
@@ -69,7 +70,7 @@ TRAIN = [
     (["--vocab_size", "100000"], "vocab_size is 100000.*65,536"), (["--copain_items", "0"], "copain_items is 0"),
     (["--max_integer", "4"], "max_integer is 4.*from 9"), (["--max_integer", "19", "--list_lengths", "12"], "list_lengths is"),
     (["--list_lengths", "2"], "list_lengths is"), (["--checkpoint_every", "0"], "checkpoint_every is 0"),
-    (["--accumulate", "0"], "accumulate is 0"), (["--accumulate", "9"], "accumulate is 9.*from 1 to 8"),
+    (["--accumulate", "0"], "accumulate is 0"), (["--accumulate", "9"], "accumulate is 9.*divisor"),
     # languages
     (["--target_order", "SVX"], "word order 'SVX'"), (["--target_order", ""], "word order ''"),
     (["--cognates", "-1"], "cognates is -1"), (["--cognates", "0.9"], "cognates is 0.9.*0.8"),
@@ -85,25 +86,34 @@ TRAIN = [
     (["--base_curriculum", "english=rest target=linear(0, 2, 0, 1)"], "lie in"),
     (["--base_curriculum", "english=rest french=constant(0.1)"], "french.*english"),
     # checkpoints
-    (["--init", "none.pt"], "no checkpoint at none.pt"), (["--init", "empty.pt"], "empty.pt is not a readable"),
-    (["--init", "garbage.pt"], "garbage.pt is not a readable"), (["--init", "half.pt"], "half.pt is not a readable"),
-    (["--init", "hostile.pt"], "hostile.pt is not a readable"), (["--init", "folder.pt"], "folder.pt"),
+    (["--init", "none.pt"], "no checkpoint at none.pt"), (["--init", "empty.pt"], "empty.pt is damaged"),
+    (["--init", "garbage.pt"], "garbage.pt is damaged"), (["--init", "half.pt"], "half.pt is damaged"),
+    (["--init", "hostile.pt"], "hostile.pt is damaged or is not"), (["--init", "folder.pt"], "folder.pt"),
     (["--init", "changed.pt"], "changed.pt is damaged"), (["--init", GOOD, "--seeds", "2"], "one run, but --seeds is 2"),
-    (["--init", GOOD, "--only", "near"], "arm 'near' starts from another"),
-    (["--sample", "none.pt"], "none.pt"), (["--sample", GOOD, "--language", "klingon"], "'klingon'.*english, target"),
+    (["--init", GOOD, "--only", "near"], "near.* other bases"), (["--init", "other.pt"], "not a nanoCPT checkpoint"),
+    (["--init", GOOD, "--target_order", "VSO"], "target_order is 'VSO', but the base .* has 'SOV'"),
+    (["--init", GOOD, "--cognates", "0.1"], "cognates is 0.1, but"),
+    (["--init", GOOD, "--block_size", "128"], "block_size is 128, but"),
+    (["--ema_alpha", "0.5"], "go with --curriculum"), (["--curriculum", "target=rest", "--only", "ema"], "ema is an arm already"),
+    (["--shots", "-1"], "shots is -1"), (["--vocab_size", "-100"], "vocab_size is -100"),
+    (["--steps", "99999999999999"], "steps is 99999999999999"), (["--leak_check", "maybe"], "leak_check"),
     # run folders
     (["--name", "no_record"], "not the record of a run"), (["--name", "list_record"], "not the record of a run"),
     (["--name", "smoke"], "runs/smoke")]
 BENCH = [
-    ([], "give a model"), (["--shwo"], "--shwo"), (["none.pt"], "none.pt"), (["hostile.pt"], "hostile.pt"),
+    ([], "give a model"), ([GOOD, "--sample", "--language", "klingon"], "'klingon'.*english, target"),
+    ([GOOD, "--shots", "-1"], "shots is -1"), (["--shwo"], "--shwo"), (["none.pt"], "none.pt"), (["hostile.pt"], "hostile.pt"),
     (["changed.pt"], "changed.pt is damaged"), (["--report", "none"], "none is not the folder"), (["--report"], "--report"),
     (["--report", "a_file"], "a_file"), (["--findings", "nowhere"], "nowhere holds no study")]
 DATA = [(["--cognates", "2"], "cognates is 2"), (["--target-order", "XYZ"], "'XYZ'"), (["--seed", "x"], "seed"),
         (["--language", "x"], "--language")]
 
 
+MODEL = [([GOOD, "--exprt", "out"], "--exprt"), (["none.pt", "--export", "out"], "none.pt"), (["x.pt"], "x.pt|export")]
+
+
 @pytest.mark.parametrize("script, flags, words", [("train.py", *case) for case in TRAIN] + [("bench.py", *case) for case in BENCH]
-                         + [("data.py", *case) for case in DATA])
+                         + [("data.py", *case) for case in DATA] + [("model.py", *case) for case in MODEL])
 def test_a_mistake_gets_one_line_exit_code_2_and_writes_nothing(folder, call, script, flags, words):
     given = {"no_record": "runs/no_record/settings.json", "list_record": "runs/list_record/settings.json",
              "smoke": "runs/smoke"}

@@ -1,5 +1,6 @@
 """Real text and a GPT-2 from its files go through the same commands as the toy world, in miniature: three scripts, no
 download."""
+import dataclasses
 import json
 import random
 import re
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import train
+from curriculum import Curriculum
 from data import Tokenizer, prepare
 from model import GPT, GPTConfig, load_checkpoint, load_gpt2, model_from_checkpoint, save_gpt2
 
@@ -70,40 +72,37 @@ def test_what_was_adapted_exports_to_the_published_format_with_equal_logits(adap
     assert call(adapted, "model.py", "none.pt", "--export", "out2")[0] == 2
 
 
-def test_any_named_mixture_is_one_arm_by_its_weights(text, monkeypatch):
+def test_any_mixture_of_sources_is_one_arm_of_your_own(text, monkeypatch):
     monkeypatch.chdir(text)
-    s, _ = train.parse_flags([*SMALL, *SOURCES, "--source", "hi=data/hi", "--init", "gpt2",
-                              "--weights", "eu=0.7,en=0.2,hi=0.1", "--only", "mine"])
-    names, bases, (task,), _ = train.plan(s)
-    assert names == ["mine"] and not bases and task.job.arm.curriculum.split() == [
-        "target=constant(0.7)", "english=constant(0.2)", "hi=constant(0.1)"]
-    train.ARMS.pop("mine")
-    s, _ = train.parse_flags([*SMALL, *SOURCES, "--init", "gpt2", "--curriculum", "eu=rest en=window(0.2, 0, 0.5)",
-                              "--ema_alpha", "0.92", "--ema_every", "10"])
-    _, _, (task,), _ = train.plan(s)
-    assert task.job.arm == train.Arm("target=rest english=window(0.2, 0, 0.5)", ema_alpha=0.92, ema_every=10)
-    train.ARMS.pop("mine")
+    monkeypatch.setattr(train, "ARMS", dict(train.ARMS))
+    s = train.parse_flags([*SMALL, *SOURCES, "--source", "hi=data/hi", "--init", "gpt2", "--curriculum",
+                           "target=constant(0.7) english=constant(0.2) hi=constant(0.1)", "--only", "mixed"])
+    (job,) = train.plan(s)
+    assert job.name == "mixed" and list(Curriculum(job.arm.curriculum).shapes) == ["target", "english", "hi"]
+    s = train.parse_flags([*SMALL, *SOURCES, "--init", "gpt2", "--curriculum", "target=rest english=window(0.2, 0, 0.5)",
+                           "--ema_alpha", "0.92", "--ema_every", "10"])
+    (job,) = train.plan(s)
+    assert job.arm == train.Arm("target=rest english=window(0.2, 0, 0.5)", ema_alpha=0.92, ema_every=10)
 
 
 def test_the_patterns_of_the_toy_world_are_a_source_for_a_base_on_real_text(text, monkeypatch, tmp_path):
     monkeypatch.chdir(text)
-    s, _ = train.parse_flags([*SMALL, *SOURCES, "--source", "patterns=english-patterns", "--documents", "200", "--base_steps",
-                              "4", "--base_curriculum", "en=rest patterns=constant(0.5)", "--gate_label", "0"])
-    s.device, s.dtype = "cpu", "float32"
-    _, (base,), _, _ = train.plan(s)
-    train.prepare(base.settings, tmp_path, base.sources)
-    rows = train.train(base.settings, base.job, tmp_path)
+    s = train.parse_flags([*SMALL, *SOURCES, "--source", "patterns=english-patterns", "--documents", "200", "--base_steps",
+                           "4", "--base_curriculum", "english=rest patterns=constant(0.5)", "--gate_label", "0"])
+    base = dataclasses.replace(train.make_job(s, 0, "base"), folder=tmp_path)
+    train.prepare(base)
+    rows = train.train(base)
     assert rows[-1]["tokens_english"] == rows[-1]["tokens_patterns"] > 0 and "copain" in rows[-1]
 
 
 @pytest.mark.parametrize("flags, words", [
     (["--source", "eu"], "source is 'eu', expected NAME=FOLDER"), (["--source", "eu=nowhere"], "nowhere is not a prepared source"),
     (["--source", "eu=data/eu", "--source", "eu=data/ar"], "names a source twice"),
-    ([*SOURCES, "--weights", "eu=0.5,xx=0.5"], "names the source 'xx'; there are target, english"),
-    ([*SOURCES, "--weights", "eu=0.5,en=0.6"], "must sum to 1, here 1.1"), ([*SOURCES, "--weights", "eu"], "curriculum"),
-    ([*SOURCES, "--weights", "eu=1", "--only", "ema"], "ema is an arm already"), ([*SOURCES, "--ema_alpha", "0.9"], "go with"),
-    ([*SOURCES, "--weights", "eu=1", "--curriculum", "eu=rest"], "give one"),
-    ([*SOURCES, "--weights", "eu=1", "--ema_alpha", "7"], "EMA alpha is 7.0"),
+    ([*SOURCES, "--curriculum", "target=constant(0.5) xx=constant(0.5)"], "names the source 'xx'; there are target, english"),
+    ([*SOURCES, "--curriculum", "target=constant(0.5) english=constant(0.6)"], "must sum to 1, here 1.1"),
+    ([*SOURCES, "--curriculum", "eu"], "curriculum"), ([*SOURCES, "--ema_alpha", "0.9"], "go with"),
+    ([*SOURCES, "--curriculum", "target=rest", "--only", "ema"], "ema is an arm already"),
+    ([*SOURCES, "--curriculum", "target=rest", "--ema_alpha", "7"], "ema_alpha is 7.0"),
     (["--source", "eu=data/eu"], "names the source 'english'"), ([*SOURCES, "--task", "none.jsonl"], "none.jsonl"),
     ([*SOURCES, "--block_size", "100000"], "a block of 100000 needs 100001"), (["--init", "gpt2"], "is a GPT-2, for real text"),
     ([*SOURCES, "--init", "data"], "data has no config.json"), (["--source", "eu=data/changed"], "its manifest says")])
@@ -122,6 +121,6 @@ def test_a_mistake_about_sources_gets_one_line_and_writes_nothing(text, call, fl
 
 def test_sources_of_different_tokenizers_never_mix(text, tmp_path):
     folder = prepare("other", [text / "hi.txt"], tmp_path, tokenizer="bpe", vocab_size=300, val=0.3, workers=1)
-    s = train.Settings(source=("eu=" + str(text / "data/eu"), f"hi={folder}"), device="cpu", dtype="float32")
-    with pytest.raises(ValueError, match="'english' .* was encoded with another tokenizer"):
-        train.prepare(s, tmp_path / "run", ("target", "english"))
+    s = train.Settings(name="x", source=("eu=" + str(text / "data/eu"), f"hi={folder}"))
+    with pytest.raises(ValueError, match="have different tokenizers"):
+        train.plan(s)

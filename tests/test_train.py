@@ -14,48 +14,34 @@ import torch
 
 import bench
 import train
-from conftest import ROOT, SMOKE
+from conftest import ROOT, SMOKE, equal, rows_of, stop_at, weights
 from curriculum import Curriculum
 from data import Mixture
 from model import GPT, GPTConfig, load_checkpoint, model_from_checkpoint, save_checkpoint
 
 
-def fresh(smoke, tmp_path):
-    """A copy of the prepared folder without arms: (settings, folder, base checkpoint)."""
-    s, folder = smoke
-    shutil.copytree(folder / "data", tmp_path / "run" / "data")
-    shutil.copy(folder / "tokenizer.json", tmp_path / "run")
-    return s, tmp_path / "run", load_checkpoint(folder / "base.pt")
-
-
-def weights(path):
-    return load_checkpoint(path)["model"]
-
-
-def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
 # ---------------------------------------------------------------------------------------------- schedule, optimizers
 def test_the_learning_rate_warms_up_falls_along_a_cosine_and_stays_on_its_floor():
-    job = train.Job("x", train.Arm("target=rest"), 100, 8, 1.0, warmup=10, lr_until=50, lr_floor=0.1)
+    s = train.Settings(name="x", steps=100, lr=1.0, warmup=0.1, lr_until=0.5, lr_floor=0.1)
+    job = train.make_job(s, 0, "target")
     f = [train.lr_factor(step, job) for step in range(100)]
     assert f[0] == 0.1 and f[9] == f[10] == 1.0 and f[30] == pytest.approx(0.55) and f[50] == f[99] == pytest.approx(0.1)
     assert all(a <= b for a, b in zip(f[:10], f[1:10])) and all(a >= b for a, b in zip(f[10:], f[11:]))
 
 
 def test_evaluation_is_dense_at_the_start_and_includes_both_ends():
-    job = dataclasses.replace(train.arm_job(train.Settings(), "target"), steps=1000)
-    assert job.evaluate_at() == {0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000}
-    assert {20, 50} <= train.arm_job(train.Settings(), "ema-then-english").evaluate_at()
+    s = train.Settings(name="x", steps=1000, base_steps=2600)
+    assert train.make_job(s, 0, "target").evaluate_at() == {0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000}
+    assert {20, 50} <= train.make_job(s, 0, "ema-then-english").evaluate_at()
+    assert train.make_job(s, 0, "base").evaluate_at() == {1300, 2600}
 
 
-def test_weight_decay_is_on_matrices_only_and_muon_takes_the_blocks_matrices_of_the_base(tiny, smoke):
-    s, _ = smoke
-    (adamw,) = train.make_optimizers(tiny, train.arm_job(s, "target"), s)
+def test_weight_decay_is_on_matrices_only_and_muon_takes_the_blocks_matrices_of_the_base(tiny):
+    s = train.Settings(name="x", dtype="float32")
+    (adamw,) = train.make_optimizers(tiny, train.make_job(s, 0, "target"))
     for group in adamw.param_groups:
         assert all((p.dim() >= 2) == (group["weight_decay"] > 0) for p in group["params"])
-    adamw, muon = train.make_optimizers(tiny, train.base_job(s), s)
+    adamw, muon = train.make_optimizers(tiny, train.make_job(s, 0, "base"))
     of_muon = {id(p) for p in muon.param_groups[0]["params"]}
     assert of_muon == {id(p) for n, p in tiny.named_parameters() if ".h." in n and p.dim() == 2}
     assert not of_muon & {id(p) for g in adamw.param_groups for p in g["params"]}
@@ -66,7 +52,8 @@ def test_muon_in_stacks_is_torchs_muon_up_to_the_rounding_of_bfloat16(tiny, dtyp
     start = [p.detach() for n, p in tiny.named_parameters() if ".h." in n and p.dim() == 2]
     ours, theirs = ([p.clone().requires_grad_() for p in start] for _ in range(2))
     settings = dict(lr=0.1, weight_decay=0.5)
-    optimizers = train.StackedMuon(ours, getattr(torch, dtype), **settings), torch.optim.Muon(theirs, **settings)
+    stacked = train.StackedMuon([{"params": ours, "dtype": getattr(torch, dtype)}], **settings)
+    optimizers = stacked, torch.optim.Muon(theirs, **settings)
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
         for p, q in zip(ours, theirs):
@@ -75,88 +62,79 @@ def test_muon_in_stacks_is_torchs_muon_up_to_the_rounding_of_bfloat16(tiny, dtyp
             optimizer.step()
     for p, q, p0 in zip(ours, theirs, start):
         assert (p - q).norm() < away * (q - p0).norm()
-    same = lambda optimizer: [x["momentum_buffer"] for x in optimizer.state_dict()["state"].values()]
-    assert all(torch.equal(a, b) for a, b in zip(*map(same, optimizers), strict=True))
+    averages = [[x["momentum_buffer"] for x in o.state_dict()["state"].values()] for o in optimizers]
+    assert all(torch.equal(a, b) for a, b in zip(*averages, strict=True))
 
 
 # ---------------------------------------------------------------------------------------------------------- the loop
-def test_the_same_seed_twice_gives_the_same_run(smoke, tmp_path):
-    for name in ("a", "b"):
-        s, folder, base = fresh(smoke, tmp_path / name)
-        train.train(s, train.arm_job(s, "target+english"), folder, base)
-    a, b = (tmp_path / n / "run" / "target+english" for n in "ab")
-    assert equal(weights(a.with_suffix(".pt")), weights(b.with_suffix(".pt")))
-    assert a.with_suffix(".jsonl").read_text() == b.with_suffix(".jsonl").read_text()
+def test_the_same_seed_twice_gives_the_same_run(fresh):
+    a, b = (fresh("target+english", copy) for copy in "ab")
+    assert train.train(a) == train.train(b)
+    assert equal(weights(a.path), weights(b.path))
+    assert a.path.with_suffix(".jsonl").read_text() == b.path.with_suffix(".jsonl").read_text()
 
 
-def test_evaluation_frequency_leaves_training_bit_identical(smoke, tmp_path, monkeypatch):
-    s, folder, base = fresh(smoke, tmp_path / "a")
-    train.train(s, train.arm_job(s, "target"), folder, base)
+def test_evaluation_frequency_leaves_training_bit_identical(fresh, monkeypatch):
+    a, b = (fresh("target", copy) for copy in "ab")
+    train.train(a)
     monkeypatch.setattr(train.Job, "evaluate_at", lambda self: {0, self.steps})
-    s, other, base = fresh(smoke, tmp_path / "b")
-    train.train(s, train.arm_job(s, "target"), other, base)
-    assert equal(weights(folder / "target.pt"), weights(other / "target.pt"))
+    train.train(b)
+    assert equal(weights(a.path), weights(b.path))
 
 
 @pytest.mark.parametrize("arm", ["ema", "curriculum"])
 @pytest.mark.parametrize("stop", [1, 5, 10])
-def test_a_run_stopped_anywhere_and_resumed_equals_the_uninterrupted_one_bit_for_bit(smoke, tmp_path, arm, stop):
-    s, folder, base = fresh(smoke, tmp_path / "a")
-    whole = train.train(s, train.arm_job(s, arm), folder, base)
-    s, other, base = fresh(smoke, tmp_path / "b")
-    calls = iter(range(100))
-    part = train.train(s, train.arm_job(s, arm), other, base, stopping=lambda: next(calls) == stop)
-    assert len(part) < len(whole) and load_checkpoint(other / f"{arm}.pt")["step"] == stop
-    assert train.train(s, train.arm_job(s, arm), other, base) == whole
-    assert equal(weights(folder / f"{arm}.pt"), weights(other / f"{arm}.pt"))
-    assert (folder / f"{arm}.jsonl").read_text() == (other / f"{arm}.jsonl").read_text()
+def test_a_run_stopped_anywhere_and_resumed_equals_the_uninterrupted_one_bit_for_bit(fresh, arm, stop):
+    a, b = (fresh(arm, copy) for copy in "ab")
+    whole = train.train(a)
+    part = train.train(b, stopping=stop_at(stop))
+    assert len(part) < len(whole) and load_checkpoint(b.path)["step"] == stop
+    assert train.train(b) == whole
+    assert equal(weights(a.path), weights(b.path))
+    assert rows_of(b.path.with_suffix(".jsonl")) == whole == rows_of(a.path.with_suffix(".jsonl"))
 
 
 def test_a_base_resumed_in_its_middle_equals_the_uninterrupted_one(smoke, tmp_path):
     s, folder = smoke
     shutil.copytree(folder / "data", tmp_path / "data")
     shutil.copy(folder / "tokenizer.json", tmp_path)
-    calls = iter(range(100))
-    train.train(s, train.base_job(s), tmp_path, stopping=lambda: next(calls) == 3)
-    train.train(s, train.base_job(s), tmp_path)
+    base = dataclasses.replace(train.make_job(s, 0, "base"), folder=tmp_path)
+    train.train(base, stopping=stop_at(3))
+    train.train(base)
     assert equal(weights(folder / "base.pt"), weights(tmp_path / "base.pt"))
 
 
-def test_arms_see_the_same_tokens_in_total_and_the_curriculum_english_only_at_its_start(smoke, tmp_path):
-    s, folder, base = fresh(smoke, tmp_path)
-    s = dataclasses.replace(s, steps=20)
-    rows = {a: train.train(s, train.arm_job(s, a), folder, base)[-1] for a in ("target", "target+english", "curriculum")}
-    tokens = s.steps * s.batch_size * s.block_size
+def test_arms_see_the_same_tokens_in_total_and_the_curriculum_english_only_at_its_start(fresh):
+    jobs = {name: fresh(name, name, steps=20) for name in ("target", "target+english", "curriculum")}
+    rows = {name: train.train(job)[-1] for name, job in jobs.items()}
+    job = jobs["target"]
+    tokens = job.steps * job.batch_size * job.settings.block_size
     assert all(r["tokens_target"] + r.get("tokens_english", 0) == tokens for r in rows.values())
     assert "tokens_english" not in rows["target"]
-    assert rows["target+english"]["tokens_english"] == pytest.approx(0.2 * tokens, abs=s.block_size)
-    assert rows["curriculum"]["tokens_english"] == pytest.approx(0.02 * tokens, abs=s.block_size)
+    assert rows["target+english"]["tokens_english"] == pytest.approx(0.2 * tokens, abs=job.settings.block_size)
+    assert rows["curriculum"]["tokens_english"] == pytest.approx(0.02 * tokens, abs=job.settings.block_size)
 
 
-def test_ema_at_every_step_and_the_low_learning_rate_are_one_run(smoke, tmp_path):
-    s, folder, base = fresh(smoke, tmp_path)
-    for arm in ("ema", "low-lr"):
-        train.train(s, train.arm_job(s, arm), folder, base)
-    a, b = weights(folder / "ema.pt"), weights(folder / "low-lr.pt")
+def test_ema_at_every_step_and_the_low_learning_rate_are_one_run(fresh):
+    ema, low = fresh("ema", "a"), fresh("low-lr", "b")
+    train.train(ema)
+    train.train(low)
+    a, b = weights(ema.path), weights(low.path)
     assert max((a[k] - b[k]).abs().max().item() for k in a) < 1e-5
 
 
-@pytest.mark.parametrize("parts", [2, 3, 8])
-def test_accumulated_micro_batches_are_the_whole_batch(smoke, tmp_path, parts):
-    rows = {}
-    for n in (1, parts):
-        s, folder, base = fresh(smoke, tmp_path / str(n))
-        s = dataclasses.replace(s, accumulate=n)
-        rows[n] = train.train(s, train.arm_job(s, "target+english"), folder, base)[-1]
-    assert rows[parts]["train_loss"] == pytest.approx(rows[1]["train_loss"], abs=1e-5)
-    assert rows[parts]["shift_l2"] == pytest.approx(rows[1]["shift_l2"], rel=1e-3)
+@pytest.mark.parametrize("parts", [2, 4, 8])
+def test_accumulated_micro_batches_are_the_whole_batch(fresh, parts):
+    whole = train.train(fresh("target+english", "whole"))[-1]
+    cut = train.train(fresh("target+english", "cut", accumulate=parts))[-1]
+    assert cut["train_loss"] == pytest.approx(whole["train_loss"], abs=1e-5)
+    assert cut["shift_l2"] == pytest.approx(whole["shift_l2"], rel=1e-3)
 
 
 def test_the_model_overfits_one_batch():
     torch.manual_seed(0)
     model, x = GPT(GPTConfig(20, 16, 2, 2, 32)), torch.randint(20, (4, 17))
-    s = train.Settings(dtype="float32")
-    optimizers = train.make_optimizers(model, train.base_job(s), s)
+    optimizers = train.make_optimizers(model, train.make_job(train.Settings(name="x", dtype="float32"), 0, "base"))
     for _ in range(150):
         loss = model(x[:, :-1], x[:, 1:])[1]
         loss.backward()
@@ -166,24 +144,25 @@ def test_the_model_overfits_one_batch():
     assert loss.item() < 0.05
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(smoke, tmp_path):
-    s, folder, base = fresh(smoke, tmp_path)
-    job = train.arm_job(s, "target")
-    calls = iter(range(100))
-    train.train(s, job, folder, base, stopping=lambda: next(calls) == 5)
-    good = (folder / "target.pt").read_bytes()
-    ckpt = load_checkpoint(folder / "target.pt")
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(fresh):
+    job = fresh("target")
+    train.train(job, stopping=stop_at(5))
+    good, ckpt = job.path.read_bytes(), load_checkpoint(job.path)
     ckpt["model"]["transformer.wpe.weight"].fill_(float("nan"))
-    save_checkpoint(folder / "target.pt", ckpt)
+    save_checkpoint(job.path, ckpt)
     with pytest.raises(ValueError, match="became nan by step 6; .*target.pt"):
-        train.train(s, job, folder, base)
-    (folder / "target.pt").write_bytes(good)
-    assert train.train(s, job, folder, base)[-1]["step"] == s.steps
+        train.train(job)
+    job.path.write_bytes(good)
+    assert train.train(job)[-1]["step"] == job.steps
 
 
-def test_a_base_below_its_gate_stops_the_study_with_the_number():
-    with pytest.raises(ValueError, match="41.2%.*Copain.*50%"):
-        train.gate(train.Settings(), [{"copain": 41.2, "label_english": 99.0, "cloze_english": 99.0}])
+def test_a_base_below_its_gate_is_named_with_the_number(monkeypatch):
+    base = train.make_job(train.Settings(name="x"), 0, "base")
+    row = {"copain": 41.2, "label_english": 99.0, "cloze_english": 99.0}
+    monkeypatch.setattr(train.Job, "so_far", lambda self: {"rows": [row]})
+    assert re.search("41.2% on copain.*50%", train.gate(base))
+    row["copain"] = 50.0
+    assert train.gate(base) == ""
 
 
 # ------------------------------------------------------------------------------------------------------ command line
@@ -193,7 +172,7 @@ def test_the_study_runs_end_to_end_and_leaves_its_files(study):
     for name in ("settings.json", "main/settings.json", "main/metrics.jsonl", "main/report.md", "main/summary.json",
                  "main/figure.png", "seed2026/base.pt", "seed2027/ema.pt", "seed2027/tokenizer.json"):
         assert (folder / name).stat().st_size > 0, name
-    rows = [json.loads(line) for line in (folder / "main/metrics.jsonl").read_text().splitlines()]
+    rows = rows_of(folder / "main/metrics.jsonl")
     assert {(r["arm"], r["seed"]) for r in rows} == {(arm, seed) for arm in train.STUDIES["main"].arms for seed in (2026, 2027)}
     claims = json.loads((folder / "main/summary.json").read_text())["claims"]
     assert [c["id"] for c in claims] == ["C1", "C2", "C3", "C4", "C5", "C6"]
@@ -218,7 +197,7 @@ def test_a_checkpoint_can_be_benchmarked_and_sampled_and_an_arm_run_from_a_given
     path, _ = study
     code, out, err = call(path, "bench.py", "runs/smoke/seed2026/ema.pt")
     assert code == 0 and "copain" in out, err
-    code, out, err = call(path, "train.py", "--sample", "runs/smoke/seed2026/ema.pt", "--language", "english")
+    code, out, err = call(path, "bench.py", "runs/smoke/seed2026/ema.pt", "--sample", "--language", "english")
     assert code == 0 and out.strip(), err
     code, out, err = call(path, "train.py", *SMOKE, "--only", "low-lr", "--init", "runs/smoke/seed2027/base.pt",
                           "--name", "one")
@@ -275,39 +254,37 @@ def test_every_study_names_arms_and_bases_that_exist_and_pairs_of_its_own_arms()
     assert all(arm in train.STUDIES[of].arms for of, arm in claims)
 
 
-def test_no_two_tasks_of_a_study_have_one_name():
+def test_no_two_jobs_of_a_study_have_one_title_and_each_comes_after_the_one_it_needs():
     for name in train.STUDIES:
-        _, *tasks = train.plan(train.Settings(study=name, seeds=3))
-        names = [task.name for group in tasks for task in group]
-        assert len(set(names)) == len(names)
+        jobs = train.plan(train.Settings(name="x", study=name, seeds=3))
+        paths = [job.path for job in jobs]
+        assert len({job.title for job in jobs}) == len(set(paths)) == len(jobs)
+        assert all(paths.index(job.needs.path) < paths.index(job.path) for job in jobs if job.needs)
 
 
-def test_placement_arms_see_the_same_english_in_total(smoke):
-    s, folder = smoke
+def test_placement_arms_see_the_same_english_in_total(smoke, sources):
     totals = []
     for name in ("curriculum", "middle", "last", "spread"):
-        curriculum = Curriculum(train.ARMS[name].curriculum)
-        mixture = Mixture(train.open_data(s, folder, "train", curriculum.shapes), s.block_size, seed=1)
+        curriculum, mixture = Curriculum(train.ARMS[name].curriculum), Mixture(sources, 64, seed=1)
         totals.append(sum(mixture.counts(step, 16, curriculum.weights(step, 1000))["english"] for step in range(1000)))
     assert totals == pytest.approx([320] * 4, abs=2)  # 2% of 16,000 rows
 
 
-def test_lora_trains_lora_alone_and_its_shift_is_that_of_the_merged_weights(smoke, tmp_path):
-    s, folder, base = fresh(smoke, tmp_path)
-    last = train.train(s, train.arm_job(s, "lora-4"), folder, base)[-1]
-    end = weights(folder / "lora-4.pt")
-    assert all(torch.equal(end[k], base["model"][k]) for k in base["model"]) and last["shift_l2"] > 0
-    merged = model_from_checkpoint(load_checkpoint(folder / "lora-4.pt"))
-    shift = bench.parameter_shift(merged, base["model"])[0]
-    assert shift == pytest.approx(last["shift_l2"], rel=1e-4)
+def test_lora_trains_lora_alone_and_its_shift_is_that_of_the_merged_weights(smoke, fresh):
+    job, base = fresh("lora-4"), weights(smoke[1] / "base.pt")
+    last, end = train.train(job)[-1], None
+    end = weights(job.path)
+    assert all(torch.equal(end[k], base[k]) for k in base) and last["shift_l2"] > 0
+    merged = model_from_checkpoint(load_checkpoint(job.path))
+    assert bench.parameter_shift(merged, base)[0] == pytest.approx(last["shift_l2"], rel=1e-4)
 
 
 @pytest.mark.parametrize("arm, frozen", [("frozen-attention", ".attn."), ("frozen-blocks", ".h.")])
-def test_frozen_parts_stay_as_they_were_and_the_rest_moves(smoke, tmp_path, arm, frozen):
-    s, folder, base = fresh(smoke, tmp_path)
-    train.train(s, train.arm_job(s, arm), folder, base)
-    for name, p in weights(folder / f"{arm}.pt").items():
-        assert torch.equal(p, base["model"][name]) == (frozen in name), name
+def test_frozen_parts_stay_as_they_were_and_the_rest_moves(smoke, fresh, arm, frozen):
+    job, base = fresh(arm), weights(smoke[1] / "base.pt")
+    train.train(job)
+    for name, p in weights(job.path).items():
+        assert torch.equal(p, base[name]) == (frozen in name), name
 
 
 def test_the_l2_penalty_pulls_back_by_its_share_and_a_full_pull_is_the_base(tiny):
@@ -321,11 +298,10 @@ def test_the_l2_penalty_pulls_back_by_its_share_and_a_full_pull_is_the_base(tiny
     assert all(torch.equal(p, before[n]) for n, p in tiny.named_parameters())
 
 
-def test_a_shadow_average_leaves_the_training_of_its_arm_as_it_was(smoke, tmp_path):
-    s, folder, base = fresh(smoke, tmp_path)
-    rows = {arm: train.train(s, train.arm_job(s, arm), folder, base) for arm in ("target", "shadow-ema")}
-    assert equal(weights(folder / "target.pt"), weights(folder / "shadow-ema.pt"))
-    assert rows["target"][-1]["ppl_target"] != rows["shadow-ema"][-1]["ppl_target"]
+def test_a_shadow_average_leaves_the_training_of_its_arm_as_it_was(fresh):
+    plain, shadow = fresh("target", "a"), fresh("shadow-ema", "b")
+    rows = train.train(plain)[-1], train.train(shadow)[-1]
+    assert equal(weights(plain.path), weights(shadow.path)) and rows[0]["ppl_target"] != rows[1]["ppl_target"]
 
 
 def test_a_study_with_other_bases_and_one_that_goes_on_from_arms_share_what_was_run(study, call):
@@ -335,8 +311,7 @@ def test_a_study_with_other_bases_and_one_that_goes_on_from_arms_share_what_was_
     code, out, err = call(path, "train.py", *flags)
     assert code == 0 and (path / "runs/smoke/seed2026/near/base.pt").exists() and "C8" in out, err
     code, out, err = call(path, "train.py", *SMOKE, "--study", "relearn", "--only", "ema-then-english")
-    rows = [json.loads(line) for line in (path / "runs/smoke/relearn/metrics.jsonl").read_text().splitlines()]
-    ended = json.loads((path / "runs/smoke/seed2026/ema.jsonl").read_text().splitlines()[-1])
+    rows, ended = rows_of(path / "runs/smoke/relearn/metrics.jsonl"), rows_of(path / "runs/smoke/seed2026/ema.jsonl")[-1]
     assert code == 0 and rows[0]["copain"] == ended["copain"] and rows[-1]["step"] == 50, err
     assert {p: p.stat().st_mtime_ns for p in before} == before
     code, out, err = call(path, "bench.py", "--findings", "runs/smoke")
@@ -345,15 +320,13 @@ def test_a_study_with_other_bases_and_one_that_goes_on_from_arms_share_what_was_
 
 def test_a_base_below_its_gate_is_left_out_and_named_while_the_others_go_on(study, call, monkeypatch):
     path, _ = study
-    gate = train.gate
-
-    def strict(s, rows):
-        gate(dataclasses.replace(s, gate_copain=101 if s.seed == 2026 else 0), rows)
-
-    monkeypatch.setattr(train, "gate", strict)
+    monkeypatch.setattr(train, "gate", lambda base: "the base of seed 2026 ..." if base.settings.seed == 2026 else "")
     code, out, err = call(path, "train.py", *SMOKE, "--seeds", "2")
     assert code == 0 and "left out: the base of seed 2026" in out, err
     assert "Left out: the base of seed 2026" in (path / "runs/smoke/main/report.md").read_text()
+    monkeypatch.setattr(train, "gate", lambda base: f"the base of seed {base.settings.seed} ...")
+    code, _, err = call(path, "train.py", *SMOKE, "--seeds", "2")
+    assert code == 2 and "seed 2026 ...; the base of seed 2027" in err
 
 
 @pytest.mark.parametrize("name, content, words", [
