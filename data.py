@@ -405,12 +405,14 @@ def train_bpe(texts, vocab_size):
         _, best = heapq.heappop(heap)
         ranks[best[0] + best[1]] = len(ranks)
         for i in where[best]:
-            pieces, k = words[i][0], 0
             count(i, -1)
-            while k < len(pieces) - 1:
-                if (pieces[k], pieces[k + 1]) == best:
-                    pieces[k:k + 2] = [best[0] + best[1]]
-                k += 1
+            merged = []
+            for piece in words[i][0]:
+                if merged and (merged[-1], piece) == best:
+                    merged[-1] += piece
+                else:
+                    merged.append(piece)
+            words[i] = merged, words[i][1]
             count(i, 1)
     return ranks
 
@@ -593,7 +595,9 @@ def prepare(name, paths, out="data", field="text", tokenizer="gpt2", vocab_size=
     manifest.json. It works in out/name.part, where an interrupted run goes on, and renames it at the end.
     Returns the folder. Raises ValueError for a user's mistake, before anything is written where it can."""
     final, part = Path(out) / name, Path(out) / f"{name}.part"
-    taken = f"{final} is there already: choose another --name (or delete it if data.py prepare made it)"
+    taken = f"{final} is there already: choose another --name"
+    if (final / "manifest.json").exists():
+        taken = f"{final} is there already: delete it, or choose another --name"
     require(re.fullmatch(r"\w[\w+-]*", name), f"--name is {name!r}, expected letters, digits, _ + -")
     require(0 < val < 1, f"--val is {val}, expected a share between 0 and 1")
     require(workers is None or workers > 0, f"--workers is {workers}, expected 1 or more")

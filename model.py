@@ -16,9 +16,7 @@ import errno
 import json
 import math
 import os
-import pickle
 import sys
-import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,37 +45,13 @@ class GPTConfig:
 
 
 def causal_attention(q, k, v):
-    """softmax(q k^T / sqrt(hs) + causal mask) v; q, k, v and the result have the shape (B, nh, T, hs)."""
+    """softmax(q k^T / sqrt(hs) + causal mask) v, for q, k, v of shape (B, nh, T, hs); returns the same shape."""
     T, hs = q.shape[-2:]
-    if q.device.type != "cpu" or T > 256 or not WRITTEN_OUT.get(q.dtype):
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or T > 256:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    # torch's bfloat16 kernel for CPUs is slow at short rows: there the formula is written out
     future = torch.full((T, T), float("-inf"), dtype=q.dtype).triu(1)
-    att = torch.baddbmm(future, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=1 / math.sqrt(hs))
-    return torch.bmm(att.softmax(dim=-1), v.flatten(0, 1)).view_as(q)  # (B*nh, T, T) @ (B*nh, T, hs)
-
-
-# where the formula above is faster than torch's kernel for CPUs: in bfloat16, only with instructions for it
-WRITTEN_OUT = {torch.float32: torch.backends.cpu.get_cpu_capability() != "AVX512",
-               torch.bfloat16: getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16", False)}
-
-
-class FastGELU(torch.autograd.Function):
-    """GPT-2's GELU, x (1 + tanh z) / 2 with z = sqrt(2/pi) (x + 0.044715 x^3), as the equal
-    x sigmoid(2z): CPUs compute a sigmoid faster than a tanh. With F.gelu the toy's step takes 1 to 7% longer."""
-    A = 2 * math.sqrt(2 / math.pi)   # 2z = A x + B x^3
-    B = A * 0.044715
-
-    @staticmethod
-    def forward(ctx, x):
-        s = torch.addcmul(x.new_full((), FastGELU.A), x, x, value=FastGELU.B).mul_(x).sigmoid_()
-        ctx.save_for_backward(x, s)
-        return x * s
-
-    @staticmethod
-    def backward(ctx, grad):  # y' = s + s (1 - s) x (A + 3 B x^2)
-        x, s = ctx.saved_tensors
-        slope = torch.addcmul(x.new_full((), FastGELU.A), x, x, value=3 * FastGELU.B).mul_(x)
-        return torch.addcmul(s, torch.addcmul(s, s, s, value=-1), slope).mul_(grad)
+    return ((q @ k.mT) / math.sqrt(hs) + future).softmax(dim=-1) @ v      # (B, nh, T, T) @ (B, nh, T, hs)
 
 
 class CausalSelfAttention(nn.Module):
@@ -102,9 +76,7 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(self, x):
-        x = self.c_fc(x)                                                      # (B, T, C) -> (B, T, 4C)
-        x = FastGELU.apply(x) if x.device.type == "cpu" else F.gelu(x, approximate="tanh")
-        return self.c_proj(x)                                                 # (B, T, 4C) -> (B, T, C)
+        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))          # C -> 4C -> C channels
 
 
 class Block(nn.Module):
@@ -263,19 +235,15 @@ def load_checkpoint(path):
 
 
 def newest_checkpoint(path):
-    """The checkpoint at `path`; None if there is none. If its content is damaged, it is renamed with a
-    warning, and the one before it takes its place."""
+    """The checkpoint at `path`, or None. If its content is damaged, it is renamed with a warning, and the one
+    before it is returned."""
     for candidate in (path, previous(path)):
-        if candidate.exists():
-            try:
-                ckpt = load_checkpoint(candidate)
-            except ValueError as e:
-                damaged = candidate.with_suffix(".damaged")
-                os.replace(candidate, damaged)
-                print(f"warning: {e}. It is now {damaged.name}; the one before it is used", file=sys.stderr)
-                continue
-            os.replace(candidate, path)
-            return ckpt
+        try:
+            if candidate.exists():
+                return load_checkpoint(candidate)
+        except ValueError as e:
+            os.replace(candidate, candidate.with_suffix(".damaged"))
+            print(f"warning: {e}. It now ends in .damaged; the one before it is used", file=sys.stderr)
 
 
 def model_from_checkpoint(ckpt):
@@ -303,21 +271,20 @@ def read_safetensors(path):
     tensors = {}
     with open(path, "rb") as file:
         start = 8 + int.from_bytes(file.read(8), "little")
-        for name, entry in json.loads(file.read(min(start - 8, 10 ** 8))).items():
-            if name != "__metadata__" and not name.endswith(MASKS):
-                first, last = entry["data_offsets"]
-                file.seek(start + first)
-                numbers = torch.frombuffer(bytearray(file.read(last - first)), dtype=NUMBERS[entry["dtype"]])
-                tensors[name] = numbers.view(entry["shape"])
+        header = json.loads(file.read(min(start - 8, 10 ** 8)))
+        header.pop("__metadata__", None)
+        for name, entry in header.items():
+            first, last = entry["data_offsets"]
+            file.seek(start + first)
+            numbers = torch.frombuffer(bytearray(file.read(last - first)), dtype=NUMBERS[entry["dtype"]])
+            tensors[name] = numbers.view(entry["shape"])
     return tensors
 
 
 def read_weights(folder):
     """{name: tensor} of a folder's weights: of one file, or of the parts that an index lists."""
-    for name in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin.index.json",
-                 "pytorch_model.bin"):
-        if (folder / name).exists():
-            break
+    names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin.index.json")
+    name = next((name for name in names if (folder / name).exists()), "pytorch_model.bin")
     parts, tensors = [name], {}
     if name.endswith(".json"):
         parts = set(json.loads((folder / name).read_text())["weight_map"].values())
@@ -350,11 +317,8 @@ def load_gpt2(folder):
         raise ValueError(f"{folder} is not a GPT-2 as published: {e.filename} is missing") from None
     except (OSError, MemoryError):
         raise
-    except Exception as e:
-        reason = f"{type(e).__name__}: {e}"
-        if isinstance(e, pickle.UnpicklingError):
-            reason = "its weights are not a file of plain numbers"
-        reason = " ".join(reason.split())[:300]
+    except Exception as e:  # what a damaged file can lead to has no end
+        reason = " ".join(f"{type(e).__name__}: {e}".split())[:300]
         raise ValueError(f"{folder} is not a GPT-2 that can be loaded ({reason})") from None
 
 
@@ -370,20 +334,19 @@ def save_gpt2(model, folder):
         end += 4 * x.numel()
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    shape = {"vocab_size": c.vocab_size, "n_positions": c.block_size, "n_ctx": c.block_size,
-             "n_layer": c.n_layer, "n_head": c.n_head, "n_embd": c.n_embd}
+    config = FIXED | {"architectures": ["GPT2LMHeadModel"], "vocab_size": c.vocab_size, "n_ctx": c.block_size,
+                      "n_positions": c.block_size, "n_layer": c.n_layer, "n_head": c.n_head, "n_embd": c.n_embd}
+    tmp = folder / "model.safetensors.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="export-", dir=folder) as temporary:  # removed in any case
-            with open(f"{temporary}/model.safetensors", "wb") as file:
-                file.write(len(text).to_bytes(8, "little") + text)
-                for x in tensors:
-                    file.write(x.numpy())
-            config = FIXED | {"architectures": ["GPT2LMHeadModel"]} | shape
-            Path(temporary, "config.json").write_text(json.dumps(config, indent=1))
-            for name in ("model.safetensors", "config.json"):
-                os.replace(f"{temporary}/{name}", folder / name)
+        with open(tmp, "wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for x in tensors:
+                file.write(x.numpy())
+        os.replace(tmp, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(config, indent=1))
     except OSError as e:
+        tmp.unlink(missing_ok=True)
         raise OSError(f"cannot write {folder}: {e.strerror}; what was there is untouched") from None
 
 
@@ -394,28 +357,25 @@ def refuse(message):
 
 
 def main():
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", help="a .pt file under runs/")
     parser.add_argument("--export", metavar="FOLDER", help="where to write it as GPT-2 is published")
     parser.error = refuse
     flags = parser.parse_args()
     if bool(flags.checkpoint) != bool(flags.export):
-        refuse("give both a checkpoint and --export FOLDER, or neither")
+        parser.error("give both a checkpoint and --export FOLDER, or neither")
     if flags.export:
-        try:
-            save_gpt2(model_from_checkpoint(load_checkpoint(flags.checkpoint)), flags.export)
-        except (ValueError, OSError, MemoryError) as e:
-            refuse(e)
-        print(f"{flags.export}: config.json and model.safetensors, as GPT-2 is published")
-    else:
-        with torch.device("meta"):
-            print(f"GPT-2 124M: {GPT(GPTConfig()).num_params():,} parameters")
-        torch.manual_seed(0)
-        tiny = GPT(GPTConfig(vocab_size=10, block_size=16, n_layer=2, n_head=2, n_embd=32))
-        sample = tiny.generate(torch.zeros(1, 1, dtype=torch.long), 15, temperature=0)
-        print("untrained, greedy:", sample[0].tolist())
+        save_gpt2(model_from_checkpoint(load_checkpoint(flags.checkpoint)), flags.export)
+        return print(f"{flags.export}: config.json and model.safetensors, as GPT-2 is published")
+    with torch.device("meta"):
+        print(f"GPT-2 124M: {GPT(GPTConfig()).num_params():,} parameters")
+    torch.manual_seed(0)
+    tiny = GPT(GPTConfig(vocab_size=10, block_size=16, n_layer=2, n_head=2, n_embd=32))
+    print("untrained, greedy:", tiny.generate(torch.zeros(1, 1, dtype=torch.long), 15, temperature=0)[0].tolist())
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError, MemoryError) as e:
+        refuse(e)

@@ -1,3 +1,4 @@
+import threading
 from random import Random
 
 import numpy as np
@@ -10,7 +11,8 @@ from data import (CATEGORIES, COPAIN_TASKS, ENGLISH, HELD_OUT_FORMAT, NOUNS, TRA
 
 # ------------------------------------------------------------------------------------------------------- tokenizer
 @pytest.mark.parametrize("text", [
-    "", " ", "\n\n \t ", "a cat", "Ünïcödé", "👩‍👩‍👧‍👦 🏳️‍🌈", "مرحبا بالعالم", "שלום", "नमस्ते दुनिया", "𝔘\u0000\u200f\ufeff", "<|endoftext|>",
+    "", " ", "\n\n \t ", "a cat", "Ünïcödé", "👩‍👩‍👧‍👦 🏳️‍🌈", "مرحبا بالعالم", "שלום",
+    "नमस्ते दुनिया", "𝔘\u0000\u200f\ufeff", "<|endoftext|>",
     "don't  stop\r\n", "1234567 12,5"])
 def test_tokenizer_round_trips_any_unicode_text(tok, text):
     assert tok.decode(tok.encode(text)) == text
@@ -26,6 +28,15 @@ def test_tokenizer_is_the_same_after_saving_and_loading(tok, documents):
 def test_every_word_integer_and_letter_of_the_world_is_one_token(world, tok):
     words = [w for lang in world.languages().values() for w in lang.words.values()]
     assert all(len(tok.encode(f" {w}")) == 1 for w in [*words, *range(world.max_integer + 1), *"abcxyz"])
+
+
+def test_an_id_that_the_tokenizer_lacks_is_shown_and_does_not_fail(tok):
+    assert tok.decode([*tok.encode("a cat"), tok.vocab_size + 5]) == "a cat\ufffd"  # a model's padded vocabulary
+    assert tok.decode([tok.eot]) == data.EOT
+
+
+def test_bpe_takes_a_word_of_a_hundred_thousand_letters_in_a_moment():
+    assert b"z" * 64 in train_bpe(["z" * 100_000], 300)
 
 
 def test_bpe_merges_the_most_frequent_pair_first():
@@ -168,3 +179,42 @@ def test_a_source_that_is_missing_empty_or_shorter_than_a_block_is_named(sources
     for n in (0, 32):
         with pytest.raises(ValueError, match=f"'short' has {n} tokens.*33"):
             Mixture({"short": np.zeros(n, dtype=np.uint16)}, 32, 0)
+
+
+# ---------------------------------------------------------------------------------------------------- small helpers
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    names = []
+
+    def fail(temporary):
+        names.append(temporary.name)
+        temporary.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        data.write_atomically(path, fail)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    assert str(data.os.getpid()) in names[0]  # so two processes never share one
+    data.write_atomically(path, lambda p: p.write_text("new"))
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(data.fcntl is None, reason="no file locks on this system")
+def test_a_lock_has_one_holder_and_can_be_waited_for(tmp_path):
+    path, order = tmp_path / ".lock", []
+
+    def wait():
+        with data.lock(path, wait=True) as free:
+            order.append(("second", free))
+
+    with data.lock(path) as free, data.lock(path) as again:
+        assert free and not again
+        second = threading.Thread(target=wait)
+        second.start()
+        second.join(0.1)
+        order.append("first ends")
+    second.join()
+    assert order == ["first ends", ("second", True)]
+    with data.lock(path) as free:
+        assert free

@@ -1,18 +1,19 @@
-"""Real text becomes sources: the bytes that go in are the tokens that come out, at any cut, restart or ending."""
+"""Real text becomes sources: the bytes that go in are the tokens that come out, at any restart or ending."""
 import gzip
 import json
-import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
+from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
 import data
 from conftest import ROOT
-from data import Tokenizer, find_units, load_tokenizer, prepare, read_documents, train_bpe
+from data import Tokenizer, load_manifest, load_tokenizer, lock, prepare, read_json_lines, train_bpe
 
 LATIN = "Txakurrak etxean daude, eta katua leihoan. Ünïcode: ñ, ç."
 ARABIC = "اللغة العربية لغة جميلة، والقطة في البيت."
@@ -22,11 +23,23 @@ DOCUMENTS = [f"{script} {i}\n{script[:20]}" for i in range(40) for script in (LA
 
 def write(path, documents=DOCUMENTS, field="text"):
     """The documents as a file of the kind that its name says."""
-    text = ("".join(json.dumps({field: d}) + "\n" for d in documents) if ".jsonl" in path.name else
-            "\n\n".join(documents) + "\n")
-    with gzip.open(path, "wt", encoding="utf-8") if path.suffix == ".gz" else open(path, "w", encoding="utf-8") as f:
-        f.write(text)
+    text = "\n\n".join(documents) + "\n"
+    if "json" in path.name:
+        text = "".join(json.dumps({field: d}) + "\n" for d in documents)
+    content = text.encode()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
     return path
+
+
+def read(path, **kwargs):
+    """The documents of a file."""
+    with open(path, "rb") as f:
+        return list(data.read_documents(f, **kwargs))
+
+
+def small(name, files, folder, **kwargs):
+    """prepare() with a small tokenizer of its own."""
+    return prepare(name, files, folder, **dict(tokenizer="bpe", vocab_size=400, val=0.2) | kwargs)
 
 
 def documents_in(folder):
@@ -35,35 +48,37 @@ def documents_in(folder):
     parts = {p: np.fromfile(folder / f"{p}.bin", dtype=tok.dtype) for p in ("train", "val")}
     both = np.concatenate(list(parts.values()))
     assert both[0] == tok.eot
-    return [tok.decode(d) for d in np.split(both, np.flatnonzero(both == tok.eot))[1:] for d in [d[1:]]], parts
+    return [tok.decode(ids[1:]) for ids in np.split(both, np.flatnonzero(both == tok.eot))[1:]], parts
 
 
-@pytest.mark.parametrize("kind", ["a.txt", "a.txt.gz", "a.jsonl", "a.jsonl.gz"])
+@pytest.mark.parametrize("kind", ["a.txt", "a.txt.gz", "a.jsonl", "a.jsonl.gz", "a.json.gz", "a.ndjson"])
 def test_every_document_of_three_scripts_comes_back_from_every_kind_of_file(tmp_path, kind):
-    folder = prepare("x", [write(tmp_path / kind)], tmp_path / "data", tokenizer="bpe", vocab_size=400, val=0.2, workers=1)
+    folder = small("x", [write(tmp_path / kind)], tmp_path / "data")
     found, parts = documents_in(folder)
     assert sorted(found) == sorted(DOCUMENTS)
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["tokens"] == {p: len(ids) for p, ids in parts.items()} and manifest["documents"] == len(DOCUMENTS)
+    assert manifest["tokens"] == {p: len(ids) for p, ids in parts.items()}
+    assert manifest["documents"] == len(DOCUMENTS)
     assert 0.1 < len(parts["val"]) / sum(map(len, parts.values())) < 0.3
 
 
 @pytest.mark.parametrize("kind", ["a.txt", "a.jsonl"])
-@pytest.mark.parametrize("unit", [50, 333, 2000])
-def test_a_file_cut_into_units_gives_the_documents_of_the_whole(tmp_path, monkeypatch, kind, unit):
+@pytest.mark.parametrize("batch, threads", [(1, 1), (333, 1), (50, 3), (1 << 22, 3)])
+def test_batches_and_threads_of_any_number_give_the_same_files(tmp_path, monkeypatch, kind, batch, threads):
     path = write(tmp_path / kind)
-    whole = list(read_documents(path))
-    monkeypatch.setattr(data, "UNIT", unit)
-    units = find_units(path)
-    assert len(units) > 1 and units[0][0] == 0 and units[-1][1] == path.stat().st_size
-    assert [d for a, b in units for d in read_documents(path, a, b)] == whole == DOCUMENTS
+    assert read(path) == DOCUMENTS
+    whole = small("whole", [path], tmp_path, workers=1)
+    monkeypatch.setattr(data, "BATCH", batch)
+    again = small("again", [path], tmp_path, workers=threads)
+    for file in ("train.bin", "val.bin", "tokenizer.json"):
+        assert (whole / file).read_bytes() == (again / file).read_bytes()
 
 
 def test_a_document_that_is_too_long_is_cut_at_a_line_and_nothing_is_lost(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "LONGEST_DOCUMENT", 500)
     lines = [f"line {i} {LATIN}" for i in range(100)]
     path = write(tmp_path / "a.txt", ["\n".join(lines)])
-    found = list(read_documents(path))
+    found = read(path)
     assert len(found) > 5 and "\n".join(found) == "\n".join(lines)
 
 
@@ -73,35 +88,178 @@ def test_equal_documents_go_to_the_same_side_and_the_split_does_not_depend_on_th
     write(tmp_path / "b.jsonl", DOCUMENTS[:60] + DOCUMENTS)
     sides = []
     for name, files in (("one", ["one.txt"]), ("two", ["a.txt", "b.jsonl"])):
-        folder = prepare(name, [tmp_path / f for f in files], tmp_path / "data", tokenizer="bpe", vocab_size=300, val=0.3,
-                         workers=1)
+        folder = small(name, [tmp_path / f for f in files], tmp_path / "data", val=0.3)
         _, parts = documents_in(folder)
         tok = load_tokenizer(str(folder))
-        sides.append({p: {tok.decode(d) for d in np.split(ids, np.flatnonzero(ids == tok.eot))} for p, ids in parts.items()})
+        sides.append({p: {tok.decode(d) for d in np.split(ids, np.flatnonzero(ids == tok.eot))}
+                      for p, ids in parts.items()})
     assert sides[0] == sides[1] and not sides[0]["train"] & sides[0]["val"] - {""}
 
 
-def test_a_killed_preparation_goes_on_and_ends_as_an_uninterrupted_one(tmp_path):
-    for i in range(6):
-        write(tmp_path / f"{i}.txt", [f"{d} {i} {k}" for k in range(60) for d in DOCUMENTS])
-    files = [str(tmp_path / f"{i}.txt") for i in range(6)]
-    flags = [sys.executable, str(ROOT / "data.py"), "prepare", *files, "--tokenizer", "bpe", "--vocab_size", "400",
-             "--workers", "1"]
-    assert subprocess.run([*flags, "--name", "whole"], cwd=tmp_path, capture_output=True).returncode == 0
-    killed = subprocess.Popen([*flags, "--name", "killed"], cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True)
-    part = tmp_path / "data/killed.part"
-    while not (part / "1.json").exists() and killed.poll() is None:
-        time.sleep(0.01)
-    os.killpg(killed.pid, signal.SIGKILL)
+@pytest.mark.parametrize("stop_at", [1, 4, 11])
+def test_a_stopped_preparation_goes_on_and_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, stop_at):
+    files = [write(tmp_path / f"{i}.txt", [f"{d} {i}" for d in DOCUMENTS]) for i in range(4)]
+    monkeypatch.setattr(data, "BATCH", 1000)
+    monkeypatch.setattr(data, "SAVE_EVERY", 0)
+    whole = small("whole", files, tmp_path, workers=1)
+    encode, calls = Tokenizer.encode_documents, []
+
+    def encode_and_stop(*args):
+        calls.append(1)
+        if len(calls) == stop_at:
+            raise KeyboardInterrupt
+        return encode(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tokenizer, "encode_documents", encode_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            small("stopped", files, tmp_path, workers=1)
+    part = tmp_path / "stopped.part"
+    assert not (tmp_path / "stopped").exists()  # what is not complete cannot be used
+    done = json.loads((part / "progress.json").read_text())["done"]
+    assert (done["documents"] > 0) == (stop_at > 2)
+    with open(part / "train.bin", "ab") as f:  # written, but not noted before a kill
+        f.write(b"some half a token")
+    small("stopped", files, tmp_path, workers=1)
+    for name in ("train.bin", "val.bin", "tokenizer.json"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (whole / name).read_bytes()
+    assert not part.exists() and {p.name for p in (tmp_path / "stopped").iterdir()} == {
+        "train.bin", "val.bin", "tokenizer.json", "manifest.json"}
+
+
+def test_a_preparation_begun_with_other_settings_or_cut_files_starts_again(tmp_path):
+    path = write(tmp_path / "a.txt")
+    whole = small("whole", [path], tmp_path)
+    for left in ("{", "[]", json.dumps({"plan": {}, "done": {"documents": 5, "train": 9, "val": 9}})):
+        part = tmp_path / "x.part"
+        part.mkdir()
+        (part / "progress.json").write_text(left)
+        (part / "train.bin").write_bytes(b"left over")
+        folder = small("x", [path], tmp_path)
+        assert (folder / "train.bin").read_bytes() == (whole / "train.bin").read_bytes()
+        shutil.rmtree(folder)
+
+
+def test_a_killed_process_leaves_no_lock_and_its_successor_ends_as_an_uninterrupted_one(tmp_path):
+    files = [str(write(tmp_path / f"{i}.txt", [f"{d} {i} {k}" for k in range(15) for d in DOCUMENTS]))
+             for i in range(2)]
+    code = ("import data, sys; data.BATCH, data.SAVE_EVERY = 20_000, 0; data.prepare(sys.argv[1], sys.argv[2:], "
+            "'.', tokenizer='bpe', vocab_size=400, workers=1)")
+    flags = [sys.executable, "-c", code]
+    assert subprocess.run([*flags, "whole", *files], cwd=tmp_path, capture_output=True).returncode == 0
+    killed = subprocess.Popen([*flags, "killed", *files], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    part, done = tmp_path / "killed.part", {}
+    while killed.poll() is None and not done.get("documents"):
+        if (part / "progress.json").exists():
+            done = json.loads((part / "progress.json").read_text())["done"]
+    killed.send_signal(signal.SIGKILL)
     killed.wait()
-    assert not (tmp_path / "data/killed").exists()  # what is not complete cannot be used
-    before = (part / "0.train.bin").stat().st_mtime_ns
-    again = subprocess.run([*flags, "--name", "killed"], cwd=tmp_path, capture_output=True, text=True)
+    assert part.exists() and not (tmp_path / "killed").exists()
+    again = subprocess.run([*flags, "killed", *files], cwd=tmp_path, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     for name in ("train.bin", "val.bin", "tokenizer.json"):
-        assert (tmp_path / "data/killed" / name).read_bytes() == (tmp_path / "data/whole" / name).read_bytes()
-    assert before and not part.exists() and {p.name for p in (tmp_path / "data/killed").iterdir()} == {
-        "train.bin", "val.bin", "tokenizer.json", "manifest.json"}
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.skipif(data.fcntl is None, reason="no file locks on this system")
+def test_a_second_prepare_of_one_name_is_refused_while_the_first_runs(tmp_path):
+    path = write(tmp_path / "a.txt")
+    with lock(tmp_path / ".x.lock") as free:
+        assert free
+        with pytest.raises(ValueError, match="another prepare of .*x is running: wait"):
+            small("x", [path], tmp_path)
+        assert not (tmp_path / "x.part").exists()
+        small("y", [path], tmp_path)  # another name is free
+    small("x", [path], tmp_path)
+
+
+@pytest.mark.parametrize("file, place", [("train.bin", 0), ("train.bin", -1), ("val.bin", 0),
+                                         ("tokenizer.json", 3)])
+def test_a_changed_file_of_a_source_is_refused_at_the_start_of_a_study(tmp_path, file, place):
+    folder = small("x", [write(tmp_path / "a.txt")], tmp_path)
+    assert load_manifest(folder, 8)["documents"] == len(DOCUMENTS)
+    content = bytearray((folder / file).read_bytes())
+    content[place] ^= 1
+    (folder / file).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{file} has changed since it was prepared: prepare it again"):
+        load_manifest(folder, 8)
+
+
+def test_check_reads_every_byte_of_a_source_and_a_study_both_ends(tmp_path, monkeypatch, call):
+    monkeypatch.setattr(data, "BLOCK", 64)
+    folder = small("x", [write(tmp_path / "a.txt")], tmp_path)
+    code, out, _ = call(tmp_path, "data.py", "check", folder)
+    assert code == 0 and f"{folder}: whole; " in out
+    content = bytearray((folder / "train.bin").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "train.bin").write_bytes(content)
+    assert load_manifest(folder, 8)["name"] == "x"
+    code, _, err = call(tmp_path, "data.py", "check", folder)
+    assert code == 2 and "train.bin has changed" in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("content, words", [
+    (b"\x80\xff binary", "manifest.json: not JSON"), (b"{", "manifest.json: not JSON"),
+    (b"[]", "manifest.json is damaged"),
+    (b'{"tokens": {}}', "damaged or of an older version .*prepare it again"),
+    (b"1" * 5000, "manifest.json: not JSON")])
+def test_a_damaged_manifest_is_named(tmp_path, content, words):
+    folder = small("x", [write(tmp_path / "a.txt")], tmp_path)
+    (folder / "manifest.json").write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+        load_manifest(folder, 8)
+
+
+def test_the_manifest_holds_the_true_size_of_the_vocabulary(tmp_path):
+    folder = small("x", [write(tmp_path / "a.txt")], tmp_path, vocab_size=None)  # at most 8192
+    size = json.loads((folder / "manifest.json").read_text())["vocab_size"]
+    assert size == load_tokenizer(folder).vocab_size < 2000
+
+
+def test_json_lines_and_gzip_are_told_by_their_content_whatever_the_name(tmp_path):
+    lines = "".join(json.dumps({"text": d}) + "\n" for d in DOCUMENTS).encode()
+    for name, content in (("a.txt", b"\n" + lines), ("b", gzip.compress(lines)), ("c.json", gzip.compress(lines)),
+                          ("d.txt.gz", lines)):  # as a browser unzips it
+        (tmp_path / name).write_bytes(content)
+        assert read(tmp_path / name) == DOCUMENTS
+    (tmp_path / "e.txt.gz").write_bytes(b"{no JSON\n\nplain text")
+    assert read(tmp_path / "e.txt.gz") == ["{no JSON", "plain text"]
+
+
+def test_a_folder_gives_all_its_files_of_known_endings(tmp_path):
+    names = "a.txt b.txt.gz c.jsonl d.jsonl.gz e.json f.json.gz g.ndjson sub/h.txt".split()
+    (tmp_path / "sub").mkdir()
+    for name in [*names, "image.png", "README.md"]:
+        (tmp_path / name).write_text("x")
+    assert [str(p.relative_to(tmp_path)) for p in data.find_texts([tmp_path])] == sorted(names)
+
+
+def test_lines_end_at_newlines_alone(tmp_path):
+    texts = ["a\u2028b", "c\u0085d", "e\u2029f", "g\x1ch"]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": t}, ensure_ascii=False) + "\r\n" for t in texts), newline="")
+    assert read(path) == texts
+    assert [(where, row["text"]) for where, row in read_json_lines(path)] == [
+        (f"{path}, line {n}", t) for n, t in enumerate(texts, 1)]
+    path = write(tmp_path / "b.txt", ["one\u2028\u2028two\u0085\u0085three", "four"])
+    assert read(path) == ["one\u2028\u2028two\u0085\u0085three", "four"]
+
+
+@pytest.mark.parametrize("content, words", [
+    (b'{"a": 1}\n{"a"', "line 2: not JSON"), (b'\n\n{"a": ' + b"9" * 5000 + b"}", "line 3: not JSON"),
+    (b"\xff", "line 1: byte 0xff is not UTF-8"), (b"[" * 100_000, "line 1: not JSON")])
+def test_a_line_that_cannot_be_read_is_named(tmp_path, content, words):
+    (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=f"a.jsonl, {words}"):
+        list(read_json_lines(tmp_path / "a.jsonl"))
+
+
+def test_a_text_that_spells_the_end_of_text_stays_text_and_long_runs_are_lossless(tmp_path):
+    small("tok", [write(tmp_path / "b.txt")], tmp_path)
+    documents = [f"a {data.EOT} b", *DOCUMENTS, "x" + " " * 1_100_000 + "y", "\n" * 10 + "z" * 1_100_000]
+    folder = small("x", [write(tmp_path / "a.jsonl", documents)], tmp_path, tokenizer=str(tmp_path / "tok"),
+                   vocab_size=None)
+    assert sorted(documents_in(folder)[0]) == sorted(documents)
 
 
 @pytest.fixture
@@ -111,7 +269,10 @@ def gpt2_files(tmp_path):
     printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != " " and b not in (0xad,)]
     order = printable + [b for b in range(256) if b not in printable]  # published: printable bytes first
     symbol = {b: chr(b) if b in printable else chr(256 + i - len(printable)) for i, b in enumerate(order)}
-    spell = lambda token: "".join(symbol[b] for b in token)
+
+    def spell(token):
+        return "".join(symbol[b] for b in token)
+
     tokens = [bytes([b]) for b in order] + [t for t in ranks if len(t) > 1]
 
     def halves(token):  # the merge that made it: the pair that byte-pair encoding up to it ends with
@@ -123,7 +284,8 @@ def gpt2_files(tmp_path):
 
     merges = [" ".join(map(spell, halves(t))) for t in ranks if len(t) > 1]
     (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
-    (tmp_path / "vocab.json").write_text(json.dumps({spell(t): i for i, t in enumerate(tokens)} | {"<|endoftext|>": len(tokens)}))
+    vocabulary = {spell(t): i for i, t in enumerate(tokens)} | {data.EOT: len(tokens)}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
     return tmp_path, tokens
 
 
@@ -136,6 +298,83 @@ def test_published_vocabulary_files_make_a_tokenizer_with_the_published_ids(gpt2
     assert Tokenizer.from_json(tok.to_json()).encode("I'll") == tok.encode("I'll")
 
 
+def test_a_folder_is_read_anew_and_not_from_a_cache(gpt2_files):
+    folder, tokens = gpt2_files
+    before = load_tokenizer(folder)
+    lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+    (folder / "merges.txt").write_text("\n".join(lines[:-1]) + "\n", encoding="utf-8")
+    assert load_tokenizer(folder).ranks.keys() == before.ranks.keys() - {tokens[-1]}
+
+
+def test_published_files_give_the_ranks_that_tiktoken_reads_from_them(gpt2_files):
+    folder, _ = gpt2_files
+    theirs = data_gym_to_mergeable_bpe_ranks(str(folder / "merges.txt"), str(folder / "vocab.json"))
+    assert load_tokenizer(folder).ranks == theirs
+
+
+@pytest.mark.parametrize("place", ["first", "among", "none"])
+def test_a_vocabulary_may_have_its_end_of_text_anywhere(gpt2_files, tmp_path, place):
+    folder, tokens = gpt2_files
+    ids = json.loads((folder / "vocab.json").read_text())
+    ids.pop(data.EOT)
+    if place != "none":
+        at = 0 if place == "first" else 256
+        ids = {data.EOT: at} | {t: i + (i >= at) for t, i in ids.items()}
+    (folder / "vocab.json").write_text(json.dumps(ids))
+    tok = load_tokenizer(folder)
+    assert tok.eot == ids.get(data.EOT, len(tokens)) and tok.vocab_size == len(tokens) + 1
+    assert list(tok.encode_documents(["a", "b"]))[::2] == [tok.eot] * 2
+    source = small("x", [write(tmp_path / "a.txt")], tmp_path, tokenizer=str(folder), vocab_size=None)
+    again = load_tokenizer(source)
+    assert again.eot == tok.eot and again.encode(LATIN) == tok.encode(LATIN)
+    assert again.decode(tok.encode(ARABIC)) == ARABIC
+    assert again.to_json() == tok.to_json() and sorted(documents_in(source)[0]) == sorted(DOCUMENTS)
+
+
+def transformers_file(folder, **changes):
+    """tokenizer.json as transformers writes it, in place of vocab.json and merges.txt."""
+    ids = json.loads((folder / "vocab.json").read_text())
+    merges = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")[1:-1]
+    saved = {"version": "1.0", "added_tokens": [{"id": ids.pop(data.EOT), "content": data.EOT, "special": True}],
+             "normalizer": None,
+             "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+             "model": {"type": "BPE", "vocab": ids, "merges": [m.split(" ") for m in merges]}}
+    (folder / "tokenizer.json").write_text(json.dumps(saved | changes))
+    (folder / "vocab.json").unlink()
+    (folder / "merges.txt").unlink()
+
+
+def test_a_tokenizer_json_of_transformers_gives_the_tokenizer_of_the_published_files(gpt2_files):
+    folder, _ = gpt2_files
+    published = load_tokenizer(folder).to_json()
+    transformers_file(folder)
+    assert load_tokenizer(folder).to_json() == published
+
+
+@pytest.mark.parametrize("changes", [
+    {"normalizer": {"type": "NFC"}}, {"pre_tokenizer": {"type": "Whitespace"}}, {"model": {"type": "WordPiece"}},
+    {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}])
+def test_a_tokenizer_json_of_another_kind_is_refused_with_what_to_give(gpt2_files, changes):
+    folder, _ = gpt2_files
+    transformers_file(folder, **changes)
+    with pytest.raises(ValueError, match="not a byte-level BPE like GPT-2's.*vocab.json and merges.txt"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("file, content, words", [
+    ("vocab.json", b"\xff\xfe\x01", "vocab.json: not JSON"), ("vocab.json", b"[]", "has no id in the vocabulary"),
+    ("merges.txt", b"#version\na\n\xffb", "merges.txt, line 3: byte 0xff"),
+    ("merges.txt", b"q zz", "'qzz' has no id"),
+    ("merges.txt", "backwards", "do not rise in the order of the merges")])
+def test_a_damaged_vocabulary_is_named(gpt2_files, file, content, words):
+    folder, _ = gpt2_files
+    if content == "backwards":
+        content = "\n".join((folder / file).read_text(encoding="utf-8").splitlines()[:0:-1]).encode()
+    (folder / file).write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+        load_tokenizer(folder)
+
+
 def test_without_cache_and_network_the_message_says_how_to_get_the_vocabulary(monkeypatch):
     def offline(name):
         raise ConnectionError("no network")
@@ -145,48 +384,64 @@ def test_without_cache_and_network_the_message_says_how_to_get_the_vocabulary(mo
 
 
 MISTAKES = [  # name of the file, its bytes, flags, words of the message
-    ("a.txt", b"good\n\nbad \xff byte", [], r"a.txt: byte 0xff at offset 10 is not UTF-8.*--errors replace"),
-    ("a.txt.gz", gzip.compress(b"ok\n\n" * 9 + b"\xc3("), [], "byte 0xc3 at offset 36"),
+    ("a.txt", b"good\n\nbad \xff byte", [], "a.txt, line 3: byte 0xff is not UTF-8.*--errors replace"),
+    ("a.txt.gz", gzip.compress(b"ok\n\n" * 9 + b"\xc3("), [], "a.txt.gz, line 19: byte 0xc3"),
     ("a.txt", b"", [], "a.txt is empty"), ("none.txt", None, [], "none.txt does not exist"),
-    ("folder", None, [], "holds no .txt"), ("a.jsonl", b'{"text": "x"}\n{"text": ', [], "a.jsonl, line 2: not JSON"),
+    ("a.txt", b" \n\t\n  ", [], "a.txt holds only blank lines"), ("folder", None, [], "holds no .txt"),
+    ("a.jsonl", b'{"text": "x"}\n{"text": ', [], "a.jsonl, line 2: not JSON"),
     ("a.jsonl", b'{"text": "x"}\n\n{"txt": "y"}', [], "a.jsonl, line 3: no field 'text'.*--field"),
-    ("a.jsonl", b'{"text": 3}', [], "line 1: no field 'text' with a text"), ("a.jsonl", b'[1]', [], "line 1: no field"),
-    ("a.jsonl", b'"text"', [], "line 1: no field"), ("a.jsonl", b'{"text": "\\ud800"}', [], "line 1: half of a surrogate"),
+    ("a.jsonl", b'{"text": 3}', [], "line 1: no field 'text' with a text"),
+    ("a.jsonl", b'[1]', [], "line 1: no field"), ("a.json", b'[\n{"text": "x"}]', [], "line 1: not JSON"),
+    ("a.jsonl", b'"text"', [], "line 1: no field"),
+    ("a.jsonl", b'{"text": "\\ud800"}', [], "line 1: half of a surrogate"),
+    ("a.jsonl", b'{"text": "x", "n": ' + b"9" * 5000 + b"}", [], "a.jsonl, line 1: not JSON"),
     ("a.jsonl", b'{"text": "x"}', ["--field", "body"], "no field 'body'"),
     ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 500)[:-20], [], "not a whole gzip file"),
-    ("a.txt.gz", b"plain text", [], "not a whole gzip file"), ("a.txt", b"one", [], "no document of x went to val"),
-    ("a.txt", b"one", ["--val", "0.99999"], "no document of x went to train"), ("a.txt", b"x", ["--val", "2"], "val is 2.0"),
-    ("a.txt", b"x", ["--tokenizer", "nowhere"], "tokenizer is 'nowhere'"), ("a.txt", b"x", ["--name", "a/b"], "name is 'a/b'"),
-    ("a.txt", b"x", ["--name", "old"], "data/old is there already"), ("a.txt", b"x", ["--errors", "ignore"], "ignore")]
+    ("a.txt", b"one", [], "no document of x went to val"),
+    ("a.txt", b"one", ["--val", "0.99999"], "no document of x went to train"),
+    ("a.txt", b"x", ["--val", "2"], "val is 2.0"),
+    ("a.txt", b"x", ["--tokenizer", "nowhere"], "tokenizer is 'nowhere'"),
+    ("a.txt", b"x", ["--name", "a/b"], "name is 'a/b'"),
+    ("a.txt", b"x", ["--name", "old"], "data/old is there already"),
+    ("a.txt", b"x", ["--errors", "ignore"], "ignore"),
+    ("a.txt", b"x", ["--vocab_size", "-100"], "vocab_size is -100"),
+    ("a.txt", b"x", ["--vocab_size", "256"], "vocab_size is 256, expected 257"),
+    ("a.txt", b"x", ["--vocab_size", "500", "--tokenizer", "gpt2"], "vocab_size goes with --tokenizer bpe"),
+    ("a.txt", b"x", ["--workers", "0"], "workers is 0"), ("a.txt", b"x", ["--fields", "body"], "--fields")]
 
 
 @pytest.mark.parametrize("name, content, flags, words", MISTAKES)
-def test_a_mistake_is_named_with_file_and_place_and_leaves_nothing_to_be_used(tmp_path, name, content, flags, words, call,
-                                                                             monkeypatch):
-    class Here:  # the pool in this process: forty times as fast
-        def __init__(self, *_):
-            pass
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        imap_unordered = staticmethod(map)
-
-    monkeypatch.setattr("multiprocessing.context.SpawnContext.Pool", lambda self, n: Here())
+def test_a_mistake_is_named_with_file_and_place_and_leaves_nothing_to_be_used(tmp_path, call, name, content,
+                                                                             flags, words):
     (tmp_path / "data/old").mkdir(parents=True)
     if content is not None:
         (tmp_path / name).write_bytes(content)
     elif name == "folder":
         (tmp_path / name).mkdir()
     code, _, err = call(tmp_path, "data.py", "prepare", name, "--name", "x", "--tokenizer", "bpe", *flags)
-    import re
     assert code == 2 and re.search(words, err.splitlines()[-1]) and "Traceback" not in err, err
     assert not (tmp_path / "data/x").exists()
 
 
+def test_a_refused_command_writes_nothing_and_does_not_burn_its_name(tmp_path, call):
+    write(tmp_path / "a.jsonl", field="body")
+    for flags in ([], ["--field", "body", "--val", "3"], ["--field", "body", "--tokenizer", "nowhere"]):
+        assert call(tmp_path, "data.py", "prepare", "a.jsonl", "--name", "x", "--tokenizer", "bpe", *flags)[0] == 2
+        assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
+    flags = ["--field", "body", "--tokenizer", "bpe", "--val", "0.2"]
+    assert call(tmp_path, "data.py", "prepare", "a.jsonl", "--name", "x", *flags)[0] == 0
+
+
+def test_deleting_is_advised_only_of_what_prepare_made(tmp_path):
+    path = write(tmp_path / "a.txt")
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ValueError, match=r"mine is there already: choose another --name$"):
+        small("mine", [path], tmp_path)
+    small("ours", [path], tmp_path)
+    with pytest.raises(ValueError, match="ours is there already: delete it, or choose another --name"):
+        small("ours", [path], tmp_path)
+
+
 def test_errors_replace_keeps_what_can_be_read(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"good\n\nbad \xff byte")
-    assert list(read_documents(tmp_path / "a.txt", errors="replace")) == ["good", "bad \ufffd byte"]
+    assert read(tmp_path / "a.txt", errors="replace") == ["good", "bad \ufffd byte"]

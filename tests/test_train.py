@@ -250,7 +250,7 @@ def test_every_study_names_arms_and_bases_that_exist_and_pairs_of_its_own_arms()
         assert all(a in study.arms and b in study.arms for a, b in study.pairs)
         for name in study.arms:
             assert train.ARMS[name].base in train.BASES and train.ARMS[name].start in {"", *train.ARMS}
-    claims = {(of, arm) for _, of, _, _, arms, _ in bench.CLAIMS for arm in arms}
+    claims = {(claim.study, arm) for claim in bench.CLAIMS for arm in claim.arms}
     assert all(arm in train.STUDIES[of].arms for of, arm in claims)
 
 
