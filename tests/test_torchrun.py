@@ -1,7 +1,6 @@
 """Several processes train one model, as under `torchrun --nproc_per_node=2 train.py ...`, here with gloo on the CPU. The
 processes are started without torchrun itself, which CI runs once, to spare the suite its start-up."""
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -82,12 +81,14 @@ def test_every_core_and_gpu_gets_a_process_and_no_gpu_more_than_eight(device, pr
     assert train.processes_at_once(train.Settings(device=device, processes=processes), jobs, cores, gpus) == at_once
 
 
-def test_without_a_compiler_the_job_ends_and_its_error_is_named(study, tmp_path, call):
-    shutil.copytree(study[0] / "runs", tmp_path / "runs")
-    (tmp_path / "compiler").write_text("")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CXX", str(tmp_path / "compiler"))  # cannot be run
-        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-        patch.setenv("NANOCPT_FRESH", "1")
-        code, _, err = call(tmp_path, "train.py", *SMOKE, "--compile", "default", "--only", "base", "--name", "compiled")
-    assert code == 1 and "2026 base: " in err and "see runs/compiled/seed2026/base.log" in err, err
+def test_with_compile_the_training_goes_through_torch_compile_in_that_mode_and_evaluation_does_not(fresh, monkeypatch):
+    modes, seen = [], []
+
+    def compile(model, mode):
+        modes.append(mode)
+        return lambda x, y: seen.append(x.shape) or model(x, y)
+
+    monkeypatch.setattr(torch, "compile", compile)
+    job = fresh("target", compile="max-autotune")
+    train.train(job)
+    assert modes == ["max-autotune"] and seen == [(job.batch_size, job.settings.block_size)] * job.steps
