@@ -44,7 +44,6 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-BLANK = " \t\r\n\v\f"     # a line of these alone is blank
 LONGEST_LINE = 64 << 20   # bytes; so memory stays bounded
 
 
@@ -88,42 +87,41 @@ def lock(path, wait=False):
         yield free
 
 
-def parse_json(text, where):
-    """The value of a JSON text (str or bytes). Raises ValueError beginning with `where` if it is not JSON."""
+def parse_object(text, where):
+    """The dict of a JSON text. Raises ValueError that begins with `where` if it is none."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as e:  # also of bytes that are not UTF-8, or thousands of digits
+        row = json.loads(text)
+    except (ValueError, RecursionError) as e:  # also of an integer with thousands of digits
         raise ValueError(f"{where}: not JSON ({e})") from None
+    require(isinstance(row, dict), f"{where}: {text.strip()[:40]!r} is not an object with named fields")
+    return row
 
 
-def read_lines(file, errors="strict"):
-    """Yields (line number, line) of an open binary file, unzipped if its first bytes are gzip's. Lines end at
-    \\n alone: JSON may hold U+2028. Raises ValueError with the file and line that cannot be read."""
-    zipped = file.peek(2)[:2] == b"\x1f\x8b"
-    source, n = gzip.open(file) if zipped else file, 0
-    while True:
-        n += 1
-        try:
-            line = source.readline(LONGEST_LINE)
-        except (EOFError, OSError, zlib.error) as e:
-            require(zipped, f"{file.name}, line {n}: {e}")
-            raise ValueError(f"{file.name} is not a whole gzip file ({e}): get it again") from None
-        if not line:
-            return
-        require(len(line) < LONGEST_LINE, f"{file.name}, line {n} has over {LONGEST_LINE:,} bytes: break it")
-        try:
-            yield n, line.decode("utf-8", errors)
-        except UnicodeDecodeError as e:
-            raise ValueError(f"{file.name}, line {n}: byte 0x{line[e.start]:02x} is not UTF-8; correct it "
-                             "(data.py prepare also takes --errors replace)") from None
+def read_lines(path, errors="strict"):
+    """Yields ("FILE, line N", text) of a file's lines, with None for the text of a blank one. Unzips gzip files.
+    Lines end at \\n alone: JSON may hold U+2028. Raises ValueError with the file and line that cannot be read."""
+    with open(path, "rb") as file:
+        zipped = file.peek(2)[:2] == b"\x1f\x8b"
+        source, n, line = gzip.open(file) if zipped else file, 0, b"\n"
+        while line:
+            n, where = n + 1, f"{path}, line {n + 1}"
+            try:
+                line = source.readline(LONGEST_LINE)
+                text = line.decode("utf-8", errors)
+            except UnicodeDecodeError as e:
+                raise ValueError(f"{where}: byte 0x{line[e.start]:02x} is not UTF-8; correct it (data.py prepare "
+                                 "also takes --errors replace)") from None
+            except (EOFError, OSError, zlib.error) as e:
+                raise ValueError(f"{where}: cannot be read ({e}); is the file whole?") from None
+            require(len(line) < LONGEST_LINE, f"{where} has over {LONGEST_LINE:,} bytes: break it")
+            yield where, text if text.strip(" \t\r\n\v\f") else None
 
 
 def read_json_lines(path):
-    """Yields (where, value) of each line of a JSON-lines file that is not blank; where is "FILE, line N"."""
-    with open(path, "rb") as f:
-        for n, line in read_lines(f):
-            if line.strip(BLANK):
-                yield f"{path}, line {n}", parse_json(line, f"{path}, line {n}")
+    """Yields ("FILE, line N", dict) of each line of a JSON-lines file that is not blank."""
+    for where, line in read_lines(path):
+        if line:
+            yield where, parse_object(line, where)
 
 
 # ------------------------------------------------------------------------------------------------ the world
@@ -372,7 +370,6 @@ EOT = "<|endoftext|>"
 # Patterns that cut a text into words before byte-pair encoding. A word brings the space before it.
 SPLIT = r""" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)|" + SPLIT  # GPT-2's own, with English contractions
-LONGEST_RUN = 100_000  # characters; tiktoken fails at a million spaces in a row
 
 
 def train_bpe(texts, vocab_size):
@@ -418,15 +415,15 @@ def train_bpe(texts, vocab_size):
 
 
 class Tokenizer:
-    """A byte-level BPE served by tiktoken, lossless on any text. ranks is {token bytes: id}, in the order of
-    the merges. EOT stands before every document; its id follows the others unless given.
+    """A byte-level BPE served by tiktoken, lossless on any text. EOT stands before every document. Its id is the
+    last one unless the vocabulary says otherwise.
 
         tok = Tokenizer(train_bpe(["a cat"], 300)); tok.decode(tok.encode("a cät"))
     """
 
     def __init__(self, ranks, split=SPLIT, eot=None):
-        self.ranks, self.split = ranks, split
-        self.eot = max(ranks.values()) + 1 if eot is None else eot
+        self.ranks, self.split = ranks, split  # ranks: {token bytes: id}, in the order of the merges
+        self.eot = len(ranks) if eot is None else eot
         self.vocab_size = max(self.eot, *ranks.values()) + 1
         self.dtype = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
         self.encoding = tiktoken.Encoding("nanocpt", pat_str=split, mergeable_ranks=ranks,
@@ -434,80 +431,50 @@ class Tokenizer:
         self.tokens = {i: token for token, i in ranks.items()} | {self.eot: EOT.encode()}
 
     def encode(self, text):
-        """A list of ids. A run of LONGEST_RUN characters without a word's end is cut, for tiktoken's sake."""
-        ids, start = [], 0
-        if len(text) > LONGEST_RUN:
-            for run in re.finditer(rf"\s{{{LONGEST_RUN}}}|\S{{{LONGEST_RUN}}}", text):
-                ids += self.encoding.encode_ordinary(text[start:run.end()])
-                start = run.end()
-        return ids + self.encoding.encode_ordinary(text[start:])
+        """A list of ids."""
+        return self.encoding.encode_ordinary(text)
 
     def decode(self, ids):
         """The text of ids. An id without a token, as in a model's padded vocabulary, becomes U+FFFD."""
         return b"".join(self.tokens.get(int(i), b"\xff") for i in ids).decode("utf-8", "replace")
 
     def encode_documents(self, documents, threads=None):
-        """One array of ids (self.dtype): EOT before each document. A text that spells EOT stays text. Threads
-        use all cores, as tiktoken works without Python's lock."""
-        threads = threads or os.cpu_count()
-        n = max(1, len(documents) // (4 * threads))
+        """One array of ids, of dtype self.dtype: EOT before each document. A document that spells EOT ends there."""
+        threads = threads or os.cpu_count()  # tiktoken leaves Python's lock, so that threads use all cores
+        size = max(1, len(documents) // (4 * threads))
+        texts = ["".join(EOT + d for d in documents[i:i + size]) for i in range(0, len(documents), size)]
         with ThreadPoolExecutor(threads) as pool:
-            parts = pool.map(self._encode_some, [documents[i:i + n] for i in range(0, len(documents), n)])
-            return np.concatenate([np.empty(0, self.dtype), *parts])
-
-    def _encode_some(self, documents):
-        if any(EOT in text or len(text) > LONGEST_RUN for text in documents):
-            ids = [i for text in documents for i in [self.eot, *self.encode(text)]]
-        else:  # the same ids from one call, which is faster
-            text = "".join(EOT + text for text in documents)
-            ids = self.encoding.encode_to_numpy(text, allowed_special={EOT})
-        return np.array(ids, dtype=self.dtype)
+            parts = pool.map(lambda text: self.encoding.encode_to_numpy(text, allowed_special={EOT}), texts)
+            return np.concatenate([np.empty(0, self.dtype), *parts]).astype(self.dtype)
 
     def to_json(self):
-        by_id = [None] * (max(self.ranks.values()) + 1)
-        for token, i in self.ranks.items():
-            by_id[i] = token.hex()
-        saved = {"split": self.split, "tokens": by_id}
-        return json.dumps(saved if self.eot == len(by_id) else saved | {"eot": self.eot})
+        """The tokenizer as text: the pattern, the id of EOT, and every token's bytes with its id."""
+        tokens = {token.hex(): i for token, i in self.ranks.items()}
+        return json.dumps({"split": self.split, "eot": self.eot, "tokens": tokens})
 
     @classmethod
     def from_json(cls, text):
         saved = json.loads(text)
-        ranks = {bytes.fromhex(token): i for i, token in enumerate(saved["tokens"]) if token is not None}
-        return cls(ranks, saved["split"], saved.get("eot"))
+        return cls({bytes.fromhex(token): i for token, i in saved["tokens"].items()}, saved["split"], saved["eot"])
 
 
 def load_tokenizer(spec):
-    """The tokenizer that `spec` names: 'gpt2', the folder of a prepared source, or a folder with GPT-2's files
-    (vocab.json and merges.txt, or encoder.json and vocab.bpe, or a tokenizer.json of transformers). A folder's
-    files are read each time. Raises ValueError with what to do."""
-    folder, file = Path(spec), Path(spec) / "tokenizer.json"
-    for vocabulary, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
-        if (folder / vocabulary).exists() and (folder / merges).exists():
-            with open(folder / merges, "rb") as f:
-                lines = [line.strip(BLANK) for _, line in read_lines(f)]
-            pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-            ids = parse_json((folder / vocabulary).read_bytes(), folder / vocabulary)
-            return _from_gpt2(ids, pairs, folder / merges)
-    if file.exists():
-        text = file.read_bytes()
-        saved = parse_json(text, file)
-        try:
-            if "split" in saved:
-                return Tokenizer.from_json(text)
-            model, splitter = saved["model"], saved["pre_tokenizer"]
-            like_gpt2 = (model["type"] == "BPE" and splitter["type"] == "ByteLevel"
-                         and splitter.get("use_regex", True) and not splitter.get("add_prefix_space")
-                         and not saved["normalizer"] and not model.get("ignore_merges"))
-            require(like_gpt2, f"{file} is not a byte-level BPE like GPT-2's, the only kind that works here: "
-                    "give a folder with GPT-2's vocab.json and merges.txt, or --tokenizer bpe")
-            pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-            added = {token["content"]: token["id"] for token in saved["added_tokens"]}
-            return _from_gpt2(added | model["vocab"], pairs, file)
-        except (KeyError, TypeError, AttributeError) as e:
-            raise ValueError(f"{file} is not a tokenizer ({type(e).__name__}: {e}): get it again") from None
-    require(str(spec) == "gpt2", f"--tokenizer is {str(spec)!r}, expected gpt2, bpe, the folder of a prepared "
-            "source, or a folder with vocab.json and merges.txt or a tokenizer.json")
+    """The tokenizer that `spec` names: 'gpt2', the folder of a prepared source, or a folder with the published
+    vocabulary of a GPT-2: vocab.json and merges.txt, or encoder.json and vocab.bpe. A folder's files are read anew
+    every time. Raises ValueError with what to do."""
+    folder = Path(spec)
+    if (folder / "manifest.json").exists():
+        return Tokenizer.from_json((folder / "tokenizer.json").read_text())
+    for merges, vocabulary in (("merges.txt", "vocab.json"), ("vocab.bpe", "encoder.json")):
+        if (folder / merges).exists() and (folder / vocabulary).exists():
+            pairs = [line.split() for _, line in read_lines(folder / merges) if line and line[:8] != "#version"]
+            ids = parse_object((folder / vocabulary).read_text(encoding="utf-8"), folder / vocabulary)
+            return gpt2_tokenizer(ids, pairs, folder / merges)
+    require(not (folder / "tokenizer.json").exists(), f"{folder} has a tokenizer.json alone: write vocab.json and "
+            f"merges.txt beside it with transformers, GPT2Tokenizer.from_pretrained({str(folder)!r})"
+            f".save_vocabulary({str(folder)!r})")
+    require(spec == "gpt2", f"--tokenizer is {str(spec)!r}, expected gpt2, bpe, the folder of a prepared source, or "
+                            "a folder with vocab.json and merges.txt")
     try:
         return Tokenizer(tiktoken.get_encoding("gpt2")._mergeable_ranks, GPT2_SPLIT)
     except Exception as e:  # no network and no cache; tiktoken lets its downloader's exceptions through
@@ -516,27 +483,27 @@ def load_tokenizer(spec):
                          "or --tokenizer bpe") from None
 
 
-def _from_gpt2(ids, pairs, file):
-    """A Tokenizer from {token: id} and the merged pairs in their order, in GPT-2's spelling: a character for
-    each byte, printable bytes as themselves and the others from U+0100 on."""
+def gpt2_tokenizer(ids, pairs, file):
+    """A Tokenizer from GPT-2's form: {token: id}, and the pairs that are merged, in their order. The form spells a
+    byte as a character: a printable byte as itself, the others from U+0100 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [b for b in range(256) if b not in printable]
-    byte_of = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
-    ranks = {}
+    byte_of, ranks = {chr(b): b for b in printable}, {}
+    for b in range(256):
+        if b not in printable:
+            byte_of[chr(256 + len(byte_of) - len(printable))] = b
     for token in [*byte_of, *("".join(pair) for pair in pairs)]:
-        require(isinstance(ids, dict) and isinstance(ids.get(token), int) and set(token) <= set(byte_of),
-                f"{file}: the token {token!r} has no id in the vocabulary, or is not spelled as GPT-2's are")
+        require(token in ids and set(token) <= set(byte_of), f"{file}: the token {token!r} is not in the vocabulary, "
+                                                             "or is not spelled in bytes as GPT-2's are")
         ranks[bytes(byte_of[c] for c in token)] = ids[token]
     merged = list(ranks.values())[256:]
-    require(merged == sorted(merged), f"{file}: the ids do not rise in the order of the merges as GPT-2's do: "
-            "give another --tokenizer, or --tokenizer bpe")
-    return Tokenizer(dict(sorted(ranks.items(), key=lambda item: item[1])), GPT2_SPLIT, ids.get(EOT))
+    require(merged == sorted(merged), f"{file}: the ids do not rise in the order of the merges, as GPT-2's do")
+    ranks = dict(sorted(ranks.items(), key=lambda item: item[1]))
+    return Tokenizer(ranks, GPT2_SPLIT, ids.get(EOT, max(ranks.values()) + 1))
 
 
 # -------------------------------------------------------------------------------------------------- real text
-LONGEST_DOCUMENT = 1 << 20   # characters of a document in plain text; a longer one is cut at a line's end
-BATCH = 4 << 20              # characters per thread that are encoded at a time
-SAVE_EVERY = 2               # seconds between two notes of how far `prepare` is
+LONGEST_DOCUMENT = 1 << 18   # characters; a longer one is cut (tiktoken fails at a million spaces in a row)
+BATCH = 4 << 20              # characters per thread that are read and encoded at a time
 BLOCK = 1 << 20              # bytes at each end of a file that every study verifies
 TEXT_FILE, JSON_FILE = r"\.(txt|jsonl?|ndjson)(\.gz)?$", r"\.(jsonl?|ndjson)(\.gz)?$"
 
@@ -557,160 +524,116 @@ def find_texts(paths):
     return found
 
 
-def read_documents(file, field="text", errors="strict"):
-    """Yields the documents of an open binary file, as strings. JSON lines, which the ending or the first line
-    tells, hold one each, under `field`. In other files blank lines separate documents. Raises ValueError with
-    the file and the line of what cannot be read."""
-    is_json, lines, size = None, [], 0
-    for n, line in read_lines(file, errors):
-        blank = not line.strip(BLANK)
-        if is_json is None and not blank:
-            is_json = bool(re.search(JSON_FILE, str(file.name)) or re.match(r'\s*{\s*"', line))
-        if is_json and not blank:
-            yield _text_of(line, field, errors, f"{file.name}, line {n}")
-        elif not blank:
+def read_documents(path, field="text", errors="strict"):
+    """Yields the documents of a file, as strings. JSON lines, which the ending or the first line tells, hold one
+    each, under `field`. In other files blank lines separate documents. Raises ValueError with file and line."""
+    is_json, lines = bool(re.search(JSON_FILE, path.name)), []
+    for where, line in read_lines(path, errors):
+        is_json = is_json or not lines and bool(re.match(r'\s*{\s*"', line or ""))
+        if is_json and line:
+            text = parse_object(line, where).get(field)
+            require(isinstance(text, str), f"{where}: no field {field!r} with a text; give its name as --field")
+            try:
+                yield text.encode("utf-16", "surrogatepass").decode("utf-16", errors)  # an escape may be half a pair
+            except UnicodeDecodeError:
+                raise ValueError(f"{where}: half of a surrogate pair; correct it, or give --errors replace") from None
+        elif line:
             lines.append(line)
-            size += len(line)
-        if lines and (blank or size > LONGEST_DOCUMENT):
+        if lines and (not line or len(lines) > 10_000):
             yield "".join(lines).strip("\r\n")
-            lines, size = [], 0
-    if lines:
-        yield "".join(lines).strip("\r\n")
-    require(is_json is not None, f"{file.name} holds only blank lines: leave it out")
+            lines = []
 
 
-def _text_of(line, field, errors, where):
-    row = parse_json(line, where)
-    text = row.get(field) if isinstance(row, dict) else None
-    require(isinstance(text, str), f"{where}: no field {field!r} with a text; give its name as --field")
-    try:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", errors)  # an escape may be half a pair
-    except UnicodeDecodeError:
-        raise ValueError(f"{where}: half of a surrogate pair; correct it, or give --errors replace") from None
+def is_held_out(text, val):
+    """Whether a document is for validation, by a hash of its text: equal documents are on the same side."""
+    return zlib.crc32(text.encode()) / 2 ** 32 < val
 
 
 def prepare(name, paths, out="data", field="text", tokenizer="gpt2", vocab_size=None, val=0.005,
             errors="strict", workers=None):
-    """Encodes text files into out/name: train.bin and val.bin, split by document, tokenizer.json and
-    manifest.json. It works in out/name.part, where an interrupted run goes on, and renames it at the end.
-    Returns the folder. Raises ValueError for a user's mistake, before anything is written where it can."""
-    final, part = Path(out) / name, Path(out) / f"{name}.part"
-    taken = f"{final} is there already: choose another --name"
-    if (final / "manifest.json").exists():
-        taken = f"{final} is there already: delete it, or choose another --name"
+    """Encodes text files into out/name: train.bin and val.bin, split by document, tokenizer.json and manifest.json.
+    It works in out/name.part, where an interrupted run goes on, and renames it at the end. Returns the folder. Raises
+    ValueError for a user's mistake, before anything is written where that can be known."""
+    final, part, files = Path(out) / name, Path(out) / f"{name}.part", find_texts(paths)
     require(re.fullmatch(r"\w[\w+-]*", name), f"--name is {name!r}, expected letters, digits, _ + -")
     require(0 < val < 1, f"--val is {val}, expected a share between 0 and 1")
     require(workers is None or workers > 0, f"--workers is {workers}, expected 1 or more")
     require(vocab_size is None or tokenizer == "bpe", "--vocab_size goes with --tokenizer bpe: leave it out")
     require(vocab_size is None or vocab_size > 256, f"--vocab_size is {vocab_size}, expected 257 or more")
-    require(not final.exists(), taken)
-    files = find_texts(paths)
+    require(not final.exists(), f"{final} is there already: choose another --name")
+    for file in files:  # the first document shows a wrong --field, or that there is no text
+        require(next(read_documents(file, field, errors), ""), f"{file} holds no text: leave it out")
     if tokenizer == "bpe":
-        tok = Tokenizer(train_bpe(_starts(files, field, errors, 16_000_000), vocab_size or 8192))
+        sample = [text for file in files for text in islice(read_documents(file, field, errors), 20_000)]
+        tok = Tokenizer(train_bpe(sample, vocab_size or 8192))
     else:
         tok = load_tokenizer(tokenizer)
-        list(_starts(files, field, errors, 0))  # a wrong --field or kind of file is found now
-    plan = {"files": [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files],
-            "field": field, "val": val, "errors": errors, "tokenizer": str(tokenizer),
-            "tokenizer_sha256": hashlib.sha256(tok.to_json().encode()).hexdigest(),
-            "vocab_size": tok.vocab_size, "dtype": np.dtype(tok.dtype).name}
-    part.parent.mkdir(parents=True, exist_ok=True)
+    plan = {"files": [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files], "field": field,
+            "tokenizer_sha256": hashlib.sha256(tok.to_json().encode()).hexdigest(), "val": val, "errors": errors}
+    final.parent.mkdir(parents=True, exist_ok=True)
     with lock(final.with_name(f".{name}.lock")) as free:
         require(free, f"another prepare of {final} is running: wait for it, or choose another --name")
-        require(not final.exists(), taken)  # the other may have ended just now
+        require(not final.exists(), f"another prepare of {final} has just ended: choose another --name")
         part.mkdir(exist_ok=True)
-        done = _encode_files(files, part, tok, plan, workers or os.cpu_count())
-        for side in ("train", "val"):
-            require(done[side], f"no document of {name} went to {side}; of {done['documents']} documents, "
-                    f"{val:.2%} were to be for validation: give more text, or change --val")
-        tokens = {side: done[side] for side in ("train", "val")}
-        sums = {side: {"ends": _checksum(part / f"{side}.bin"),
-                       "whole": _checksum(part / f"{side}.bin", whole=True)} for side in tokens}
-        manifest = {"name": name, "documents": done["documents"], "tokens": tokens, "checksums": sums} | plan
-        text = json.dumps(manifest, indent=1) + "\n"
+        (part / "tokenizer.json").write_text(tok.to_json())
+        done = encode_files(files, part, tok, plan, workers or os.cpu_count())
+        for side, n in done["tokens"].items():
+            require(n, f"no document of {name} went to {side}; of {done['documents']} documents, {val:.2%} were to "
+                       "be for validation: give more text, or change --val")
+        sums = {side: checksum(part / f"{side}.bin", whole=True) for side in ("train", "val")}
+        manifest = {"name": name, "vocab_size": tok.vocab_size, "dtype": np.dtype(tok.dtype).name, "checksums": sums}
+        text = json.dumps(manifest | done | plan, indent=1) + "\n"
         write_atomically(part / "manifest.json", lambda p: p.write_text(text))
-        for leftover in [part / "progress.json", *part.glob("*.tmp")]:
-            leftover.unlink()
+        (part / "progress.json").unlink()
         os.replace(part, final)
-    print(f"{final}: {tokens['train']:,} tokens for training, {tokens['val']:,} for validation")
+    print(f"{final}: {done['tokens']['train']:,} tokens for training, {done['tokens']['val']:,} for validation")
     return final
 
 
-def _starts(files, field, errors, characters):
-    """Documents from the start of every file, at least one each, and about so many characters in all."""
-    for path in files:
-        size = 0
-        with open(path, "rb") as f:
-            for text in read_documents(f, field, errors):
-                yield text
-                size += len(text)
-                if size >= characters / len(files):
-                    break
-
-
-def _encode_files(files, part, tok, plan, threads):
-    """Writes the documents of all files to part/train.bin and part/val.bin. Returns how many "documents" there
-    were, and how many tokens went to "train" and "val". part/progress.json notes these now and then. A restart
-    cuts the two files to what was noted and skips the noted documents, so it ends with the same bytes."""
-    done, itemsize = _progress(part, plan), np.dtype(tok.dtype).itemsize
-    with contextlib.ExitStack() as stack:
-        outs = {side: stack.enter_context(open(part / f"{side}.bin", "ab")) for side in ("train", "val")}
-        if any(file.tell() < done[side] * itemsize for side, file in outs.items()):
-            done = dict(documents=0, train=0, val=0)
-        _save(part, plan, done, outs)
-        (part / "tokenizer.json").write_text(tok.to_json())
-        for side, file in outs.items():
-            file.truncate(done[side] * itemsize)
-        bar = stack.enter_context(tqdm(total=sum(row[1] for row in plan["files"]), unit="B", unit_scale=True))
-        reader = stack.enter_context(ThreadPoolExecutor(1))  # reads a batch while the one before is encoded
-        documents = islice(_read_files(files, plan, bar), done["documents"], None)
-        ahead, saved = reader.submit(_next_batch, documents, BATCH * threads), time.monotonic()
+def encode_files(files, part, tok, plan, threads):
+    """Appends the documents of all files to part/train.bin and part/val.bin. After every batch, part/progress.json
+    notes how many documents and tokens that makes. A restart cuts the two files there and skips those documents."""
+    progress, done = part / "progress.json", {"documents": 0, "tokens": {"train": 0, "val": 0}}
+    size, total = np.dtype(tok.dtype).itemsize, sum(file.stat().st_size for file in files)
+    try:
+        saved = json.loads(progress.read_text())
+        held = {side: (part / f"{side}.bin").stat().st_size // size for side in done["tokens"]}
+        if saved["plan"] == plan and all(held[side] >= n for side, n in saved["done"]["tokens"].items()):
+            done = saved["done"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # nothing that could be used is there
+    with open(part / "train.bin", "ab") as train, open(part / "val.bin", "ab") as val, \
+            ThreadPoolExecutor(1) as reader, tqdm(total=total, unit="B", unit_scale=True) as bar:
+        train.truncate(done["tokens"]["train"] * size)
+        val.truncate(done["tokens"]["val"] * size)
+        stream = islice(all_documents(files, plan, bar), done["documents"], None)
+        ahead = reader.submit(next_batch, stream, BATCH * threads)
         while batch := ahead.result():
-            ahead = reader.submit(_next_batch, documents, BATCH * threads)
-            sides = {"train": [], "val": []}
-            for text in batch:  # by a hash, so that equal documents are on the same side
-                share = zlib.crc32(text.encode()) / 2 ** 32
-                sides["val" if share < plan["val"] else "train"].append(text)
-            for side, texts in sides.items():
+            ahead = reader.submit(next_batch, stream, BATCH * threads)  # is read while this one is encoded
+            for side, out in (("train", train), ("val", val)):
+                texts = [text for text in batch if is_held_out(text, plan["val"]) == (side == "val")]
                 ids = tok.encode_documents(texts, threads)
-                outs[side].write(ids.tobytes())
-                done[side] += len(ids)
+                out.write(ids.tobytes())
+                out.flush()
+                os.fsync(out.fileno())
+                done["tokens"][side] += len(ids)
             done["documents"] += len(batch)
-            if time.monotonic() - saved > SAVE_EVERY:
-                _save(part, plan, done, outs)
-                saved = time.monotonic()
-        _save(part, plan, done, outs)
+            text = json.dumps({"plan": plan, "done": done})
+            write_atomically(progress, lambda p: p.write_text(text))
     return done
 
 
-def _progress(part, plan):
-    """What part/progress.json notes for this plan; otherwise nothing is done."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        saved = json.loads((part / "progress.json").read_bytes())
-        if saved["plan"] == plan:
-            return saved["done"]
-    return dict(documents=0, train=0, val=0)
+def all_documents(files, plan, bar):
+    """Yields the documents of all files, none longer than LONGEST_DOCUMENT characters."""
+    for file in files:
+        for text in read_documents(file, plan["field"], plan["errors"]):
+            for start in range(0, max(1, len(text)), LONGEST_DOCUMENT):
+                yield text[start:start + LONGEST_DOCUMENT]
+            bar.update(len(text))  # roughly its bytes, for a person to look at
 
 
-def _save(part, plan, done, outs):
-    for file in outs.values():  # first: progress.json must never note more than the files hold
-        file.flush()
-        os.fsync(file.fileno())
-    text = json.dumps({"plan": plan, "done": done})
-    write_atomically(part / "progress.json", lambda p: p.write_text(text))
-
-
-def _read_files(files, plan, bar):
-    before = 0
-    for path in files:
-        with open(path, "rb") as file:
-            for text in read_documents(file, plan["field"], plan["errors"]):
-                bar.update(before + file.tell() - bar.n)
-                yield text
-        before += path.stat().st_size
-
-
-def _next_batch(documents, characters):
+def next_batch(documents, characters):
+    """The next documents with about so many characters; [] at the end."""
     batch = []
     while characters > 0 and (text := next(documents, None)) is not None:
         batch.append(text)
@@ -718,41 +641,37 @@ def _next_batch(documents, characters):
     return batch
 
 
-def _checksum(path, whole=False):
-    """SHA-256 of a file, or of its first and last block alone: cheap enough for every start of a study."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as f:
-        digest.update(f.read(BLOCK))
-        if not whole:
-            f.seek(max(0, path.stat().st_size - BLOCK))
-        while block := f.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+def checksum(path, whole=False):
+    """The SHA-256 of a file's first and last block, and with whole=True of all of it."""
+    data = np.memmap(path, mode="r") if path.stat().st_size else np.empty(0, np.uint8)
+    sums = {"ends": hashlib.sha256(bytes(data[:BLOCK]) + bytes(data[-BLOCK:])).hexdigest()}
+    if whole:
+        sums["whole"] = hashlib.sha256(data).hexdigest()
+    return sums
 
 
 def load_manifest(folder, block_size, whole=False):
-    """The manifest of a prepared source, after a check of its files: their sizes and both ends, or with
-    whole=True every byte. Raises ValueError if something is wrong or there is less than a block of text."""
+    """The manifest of a prepared source, after a look at the sizes of the files and at their first and last block, or
+    with whole=True at every byte. Raises ValueError if something is wrong, or if there is less than a block."""
     folder = Path(folder)
     try:
-        manifest = parse_json((folder / "manifest.json").read_bytes(), folder / "manifest.json")
+        manifest = parse_object((folder / "manifest.json").read_text(errors="replace"), folder / "manifest.json")
         digest = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
-        require(digest == manifest["tokenizer_sha256"],
-                f"{folder}/tokenizer.json has changed since it was prepared: prepare it again")
+        require(digest == manifest["tokenizer_sha256"], f"{folder}/tokenizer.json has changed: prepare it again")
         for side, n in manifest["tokens"].items():
-            file, sums = folder / f"{side}.bin", manifest["checksums"][side]
+            file = folder / f"{side}.bin"
             size = file.stat().st_size // np.dtype(manifest["dtype"]).itemsize
             require(size == n, f"{file} holds {size} tokens, its manifest says {n}: prepare it again")
-            require(_checksum(file, whole) == sums["whole" if whole else "ends"],
+            require(checksum(file, whole).items() <= manifest["checksums"][side].items(),
                     f"{file} has changed since it was prepared: prepare it again")
-            require(n > block_size, f"{file} has {n} tokens; a block of {block_size} needs {block_size + 1}: "
-                    "give it more text, a larger --val, or lower --block_size")
+            require(n > block_size, f"{file} has {n} tokens; a block of {block_size} needs {block_size + 1}: give it "
+                                    "more text, a larger --val, or lower --block_size")
     except OSError as e:
-        raise ValueError(f"{folder} is not a prepared source ({e.strerror}: {e.filename}): make it with "
-                         "python data.py prepare") from None
+        raise ValueError(f"{folder} is not a prepared source ({e.strerror}: {e.filename}): make it with python "
+                         "data.py prepare") from None
     except (KeyError, TypeError, AttributeError) as e:
         raise ValueError(f"{folder}/manifest.json is damaged or of an older version ({type(e).__name__}: {e}): "
-                         "prepare it again") from None
+                         "prepare the source again") from None
     return manifest
 
 
