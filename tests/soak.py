@@ -3,7 +3,8 @@ comes to with that of a study that nothing interrupted: logs, checkpoints and re
 
     python tests/soak.py --kills 50 > results/soak.txt
 
-A third of the kills hit the parent process alone, as an out-of-memory killer would; its children must notice.
+A kill hits all processes, the parent alone (its children must notice and stop), or one child, as an out-of-memory
+killer would (the others go on, and the study names what is missing).
 """
 import argparse
 import os
@@ -17,9 +18,7 @@ from pathlib import Path
 from random import Random
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from conftest import checksum  # noqa: E402
 from model import load_checkpoint, previous  # noqa: E402
@@ -74,7 +73,7 @@ def main():
         print(f"commit {code_version()}: python train.py {' '.join(FLAGS)}\nuninterrupted: {seconds:.0f} s, {len(expected)} "
               "files to compare", flush=True)
         while kills.total() < flags.kills:
-            process, alone = start(folder), rng.random() < 1 / 3
+            process = start(folder)
             try:
                 _, err = process.communicate(timeout=rng.uniform(0.05, 0.6) * seconds)
                 found = end(folder) if process.returncode == 0 else {}
@@ -85,10 +84,16 @@ def main():
                 folder = Path(tmp) / str(n)
                 folder.mkdir()
             except subprocess.TimeoutExpired:
-                where = stage(folder)
-                process.kill() if alone else os.killpg(process.pid, signal.SIGKILL)
+                kills[stage(folder)] += 1
+                whom = rng.choice(["all", "parent", "child"])
+                children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+                if whom == "all":
+                    os.killpg(process.pid, signal.SIGKILL)
+                elif whom == "parent" or not children:
+                    process.kill()
+                else:
+                    os.kill(int(rng.choice(children)), signal.SIGKILL)
                 process.communicate()
-                kills[where] += 1
         while start(folder).wait():  # the last one may go on to its end
             different.append("a rerun failed")
             break
