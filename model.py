@@ -45,7 +45,7 @@ class GPTConfig:
 
 
 def causal_attention(q, k, v):
-    """softmax(q k^T / sqrt(hs) + causal mask) v, for q, k, v of shape (B, nh, T, hs); returns the same shape."""
+    """softmax(q k^T / sqrt(hs) + causal mask) v for q, k, v of shape (B, nh, T, hs); returns that shape."""
     T, hs = q.shape[-2:]
     if q.device.type != "cpu" or q.dtype != torch.bfloat16 or T > 256:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -116,7 +116,7 @@ class GPT(nn.Module):
 
     def forward(self, idx, targets=None):
         """idx (B, T) holds token ids, T <= block_size. With targets (B, T), -1 not counted: the logits
-        (B, T, V) and the mean cross-entropy in nats. Without: the logits (B, V) after the last token, and None."""
+        (B, T, V) and the mean cross-entropy in nats. Without: logits (B, V) after the last token, None."""
         T, V = idx.size(1), self.config.vocab_size
         if T > self.config.block_size:
             raise ValueError(f"a row of {T} tokens does not fit into block_size={self.config.block_size}")
@@ -274,6 +274,8 @@ def read_safetensors(path):
         header = json.loads(file.read(min(start - 8, 10 ** 8)))
         header.pop("__metadata__", None)
         for name, entry in header.items():
+            if name.endswith(MASKS):
+                continue
             first, last = entry["data_offsets"]
             file.seek(start + first)
             numbers = torch.frombuffer(bytearray(file.read(last - first)), dtype=NUMBERS[entry["dtype"]])
@@ -318,7 +320,7 @@ def load_gpt2(folder):
     except (OSError, MemoryError):
         raise
     except Exception as e:  # what a damaged file can lead to has no end
-        reason = " ".join(f"{type(e).__name__}: {e}".split())[:300]
+        reason = " ".join(f"{type(e).__name__}: {e}".split())[:200]
         raise ValueError(f"{folder} is not a GPT-2 that can be loaded ({reason})") from None
 
 
@@ -334,8 +336,9 @@ def save_gpt2(model, folder):
         end += 4 * x.numel()
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    config = FIXED | {"architectures": ["GPT2LMHeadModel"], "vocab_size": c.vocab_size, "n_ctx": c.block_size,
-                      "n_positions": c.block_size, "n_layer": c.n_layer, "n_head": c.n_head, "n_embd": c.n_embd}
+    config = FIXED | {
+        "architectures": ["GPT2LMHeadModel"], "vocab_size": c.vocab_size, "n_ctx": c.block_size,
+        "n_positions": c.block_size, "n_layer": c.n_layer, "n_head": c.n_head, "n_embd": c.n_embd}
     tmp = folder / "model.safetensors.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -357,7 +360,8 @@ def refuse(message):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", help="a .pt file under runs/")
     parser.add_argument("--export", metavar="FOLDER", help="where to write it as GPT-2 is published")
     parser.error = refuse
@@ -371,7 +375,8 @@ def main():
         print(f"GPT-2 124M: {GPT(GPTConfig()).num_params():,} parameters")
     torch.manual_seed(0)
     tiny = GPT(GPTConfig(vocab_size=10, block_size=16, n_layer=2, n_head=2, n_embd=32))
-    print("untrained, greedy:", tiny.generate(torch.zeros(1, 1, dtype=torch.long), 15, temperature=0)[0].tolist())
+    sample = tiny.generate(torch.zeros(1, 1, dtype=torch.long), 15, temperature=0)
+    print("untrained, greedy:", sample[0].tolist())
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@
 The same command, given again, continues what was interrupted. Elhady et al. 2025 is "the paper" below.
 
 What flows: prepare(job) writes tokenizer.json and data/*.bin. train(job) reads them and writes NAME.pt, a
-checkpoint, and NAME.jsonl, a log. The job `base` comes first; every arm starts from its end. Several processes
-work() side by side. At last write_study() gathers the logs of a study's arms, and bench.report() draws the report.
+checkpoint, and NAME.jsonl, a log. The job `base` comes first; every arm starts from its end. Several
+processes work() side by side. Then write_study() gathers the logs, and bench.report() draws the report.
 """
 import argparse
 import contextlib
@@ -196,14 +196,14 @@ class Settings:
     data_seed: int = setting(0, "seed of the order of the data in the CPT")
     bench_seed: int = setting(1234, "seed of the benchmark's items")
     only: str = setting("", "'base', or some arms of the study, separated by commas; all arms if not given")
-    init: str = setting("", "start the arms from this checkpoint, or from the files of a GPT-2 in this folder")
+    init: str = setting("", "start the arms from this checkpoint, or from the files of a GPT-2 in a folder")
     # real text in place of the toy languages
-    source: list = setting((), "NAME=FOLDER made by `data.py prepare`, once for every source; the first is the "
-                               "`target` of the arms, the second their `english`")
+    source: list = setting((), "NAME=FOLDER made by `data.py prepare`, once for every source; the first is "
+                               "the `target` of the arms, the second their `english`")
     task: str = setting("", "file of multiple choice in the target language; it replaces the label task")
     shots: int = setting(5, "examples before every question of --task")
-    leak_check: int = setting(1, "1 stops if a benchmark prompt occurs in the training data; 0 takes the risk "
-                                 "that the benchmark measures memory", 0, 1)
+    leak_check: int = setting(1, "1 stops if a benchmark prompt occurs in the training data; 0 takes "
+                                 "the risk that the benchmark measures memory", 0, 1)
     # one arm of your own in place of the study's arms
     curriculum: str = setting("", "mixture of your own arm, see curriculum.py; --only names the arm")
     ema_alpha: float = setting(0.0, "its EMA; 0 is none", -1, 1)
@@ -214,7 +214,7 @@ class Settings:
     target_order: str = setting("SOV", "word order of the target language")
     cognates: float = setting(0.4, "share of its nouns that are spelled as in English", 0, 0.8)
     documents: int = setting(40_000, "documents in the corpus of each language", 100)
-    vocab_size: int = setting(2048, "tokens in the vocabulary, at most; the toy world has fewer", 300, 1 << 16)
+    vocab_size: int = setting(2048, "most tokens of the vocabulary; the toy world has fewer", 300, 1 << 16)
     # the model
     n_layer: int = setting(4, "blocks", 1)
     n_head: int = setting(4, "attention heads of a block", 1)
@@ -378,7 +378,7 @@ class Job:
         return bool(rows) and rows[-1]["step"] == self.steps
 
     def obstacle(self):
-        """Why it cannot be run to its end, as far as is known: its own error, or that of what it needs. Or ''."""
+        """Why it cannot be run to its end: its own error, or that of what it needs; '' if none is known."""
         if self.log.exists() and not self.finished():
             with lock(self.path.with_suffix(".lock")) as free:  # otherwise a process is at work on it
                 if free:
@@ -390,7 +390,7 @@ class Job:
 
 @functools.cache
 def read_once(path, written):
-    """{step, rows, settings, job} of the newest checkpoint at path; a file is read again when it has changed."""
+    """{step, rows, settings, job} of the newest checkpoint at path; read again when the file has changed."""
     ckpt = newest_checkpoint(path)
     if ckpt is None:
         return {"step": 0, "rows": []}
@@ -419,10 +419,11 @@ def make_job(s, i, name, base=""):
 def gate(base):
     """Why a finished base is left out: it has not learned what the arms could lose. '' if it has."""
     s, row = base.settings, base.so_far()["rows"][-1]
-    for key, floor in (("copain", s.gate_copain), ("label_english", s.gate_label), ("cloze_english", s.gate_cloze)):
+    floors = {"copain": s.gate_copain, "label_english": s.gate_label, "cloze_english": s.gate_cloze}
+    for key, floor in floors.items():
         if row.get(key, 100) < floor:
-            return (f"the base of seed {s.seed} reached {row[key]:.1f}% on {key}, below the gate of {floor:g}%: an "
-                    "arm would have nothing to lose. Train it longer (--base_steps) or try another --seed")
+            return (f"the base of seed {s.seed} reached {row[key]:.1f}% on {key}, below the gate of {floor:g}%. "
+                    "An arm has nothing to lose then: train it longer (--base_steps) or try another --seed")
     return ""
 
 
@@ -575,8 +576,8 @@ def measure(job, step, tokens, losses, model, ema, benchmark, validation, before
 def train(job, tell=lambda step, loss: None, stopping=lambda: False):
     """Trains one job to its end, from its checkpoint if it has one, and returns the rows of its log.
 
-    tell(step, mean loss) is called now and then. Once stopping() is true, a checkpoint is written and the rows so
-    far are returned. Under torchrun all processes call this together; the first one measures and writes.
+    tell(step, mean loss) is called now and then. Once stopping() is true, it writes a checkpoint and returns the
+    rows so far. Under torchrun all processes call this together; the first one measures and writes.
     """
     s, (rank, world) = job.settings, rank_and_world()
     require(job.batch_size % (world * s.accumulate) == 0, f"a batch of {job.batch_size} rows cannot be cut "
@@ -589,8 +590,9 @@ def train(job, tell=lambda step, loss: None, stopping=lambda: False):
     mixture = Mixture(open_data(job, "train", curriculum.shapes, tok.dtype), s.block_size, data_seed)
     validation = open_data(job, "val", s.validation_sources(), tok.dtype)
     benchmark = bench.Benchmark(s.world(), tok, *s.benchmark_arguments())
-    require(benchmark.longest() <= s.block_size, f"the longest benchmark prompt has {benchmark.longest()} tokens "
-                                               f"with its answer, --block_size is {s.block_size}: raise it")
+    longest = benchmark.longest()
+    require(longest <= s.block_size, f"the longest benchmark prompt has {longest} tokens with its answer, "
+                                     f"but --block_size is {s.block_size}: raise it")
     if s.leak_check:
         benchmark.check_disjoint(mixture.sources, lists=not s.source)
 
@@ -695,14 +697,14 @@ def refuse_differences(what, old, new):
 
 
 def check_same(job, ckpt):
-    """Raises ValueError if the checkpoint of a job was made by other settings or by another arm of its name."""
+    """Raises ValueError if the checkpoint of a job was made by other settings, or another arm of its name."""
     old = ckpt["settings"] | {f"arm's {key}": value for key, value in ckpt["job"]["arm"].items()}
     new = asdict(job.settings) | {f"arm's {key}": value for key, value in asdict(job.arm).items()}
     refuse_differences(job.path, old, new)
 
 
 def settings_hash(s):
-    """Eight hex digits of the settings that a study's arms share. Rows that differ in it are never averaged."""
+    """Eight hex digits of the settings that a study's arms share. Only rows that agree in it are averaged."""
     kept = {key: value for key, value in asdict(s).items() if key not in NOT_COMPARED | VARIED}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
 
@@ -742,7 +744,7 @@ def open_run(s, run):
     if path.exists():
         try:
             old = json.loads(path.read_text())
-            old_settings, machines, commits = dict(old["settings"]), list(old["machines"]), list(old["commits"])
+            old_settings, machines, commits = dict(old["settings"]), [*old["machines"]], [*old["commits"]]
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"{path} is not the record of a run: choose another --name") from None
         if any(run.rglob("*.pt")):
@@ -770,7 +772,7 @@ def shared_tokenizer(s):
 
 
 def prepare(job):
-    """Writes what the job reads and no other job has written: the tokenizer, the toy corpora as token files."""
+    """Writes what the job reads and no other job has written: the tokenizer and the toy corpora's tokens."""
     s, world, corpora = job.settings, job.settings.world(), job.settings.corpora()
     path, data = job.folder / "tokenizer.json", job.folder / "data"
     data.mkdir(parents=True, exist_ok=True)
@@ -797,9 +799,9 @@ def prepare(job):
 def work(jobs, progress, workers, cores, gpu):
     """The body of a process: it takes the next job that is free, trains it, and goes on until none is left.
 
-    A job belongs to the process that holds its lock file. The operating system drops the lock when that process
-    ends, for whatever reason. While the job runs, its .log says what that would mean. progress[2 i] and
-    progress[2 i + 1] are the step of job i and its loss, which is 0 while nobody trains it.
+    A job belongs to the process that holds its lock file. The operating system drops the lock when that
+    process ends, for whatever reason. While the job runs, its .log says what that would mean. progress[2 i]
+    and progress[2 i + 1] are the step of job i and its loss, which is 0 while nobody trains it.
     """
     signals, parent = [], mp.parent_process()
     signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
@@ -845,7 +847,7 @@ def processes_at_once(s, n_jobs, cores, gpus):
 
 
 def work_together(s, jobs):
-    """Runs work() in several processes, with a progress bar. At Ctrl-C every process writes a checkpoint first."""
+    """Runs work() in several processes, with a progress bar. At Ctrl-C each writes a checkpoint first."""
     if all(job.finished() for job in jobs):
         return
     cores, gpus = torch.get_num_threads(), max(1, torch.cuda.device_count())
@@ -872,8 +874,8 @@ def work_together(s, jobs):
 
 
 def show_progress(jobs, progress, processes):
-    """Shows one bar until all processes have ended: the time left, and the jobs at work with step and loss. It
-    counts rows of data, of which a step of a base has more. To a file it writes a line every half minute."""
+    """Shows one bar until all processes have ended: the time left, and the jobs at work with step and loss.
+    It counts rows of data: a step of a base has more of them. Into a file it writes a line every half minute."""
     total = sum(job.steps * job.batch_size for job in jobs)
     done = sum(int(progress[2 * i]) * job.batch_size for i, job in enumerate(jobs))
     with tqdm(total=total, initial=done, desc=f"study {jobs[0].settings.study}", dynamic_ncols=True,
@@ -996,7 +998,7 @@ def finish(s, jobs, record):
         if not job.finished() and not (job.needs and (job.needs.obstacle() or not job.needs.finished())):
             error = job.obstacle() or "was not run"
             if error not in left_out:
-                failed.append(f"{job.title}: {error}, see {job.log}" if job.log.exists() else f"{job.title}: {error}")
+                failed.append(f"{job.title}: {error}" + (f", see {job.log}" if job.log.exists() else ""))
     for why in left_out:
         print(f"left out: {why}")
     if s.only != "base":
@@ -1104,8 +1106,8 @@ def main(argv=None):
     except RuntimeError as e:
         if not dist.is_initialized():
             raise
-        refuse(f"a process of this run failed ({str(e).splitlines()[0]}): rerun the same command to go on from "
-               "the last checkpoint", code=1)
+        refuse(f"a process of this run failed ({str(e).splitlines()[0]}): rerun the same command to go on "
+               "from the last checkpoint", code=1)
     except KeyboardInterrupt:
         print(f"\nstopped; to continue: python train.py {' '.join(argv)}", file=sys.stderr)
         sys.exit(130)

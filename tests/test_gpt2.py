@@ -113,7 +113,7 @@ class Hostile:
 
 @pytest.mark.parametrize("harm, words", [
     ("no config", "config.json is missing"), ("config", "TypeError"), ("relu", "activation_function is 'relu'"),
-    ("no weights", "pytorch_model.bin is missing"), ("hostile", "not a file of plain numbers"),
+    ("no weights", "pytorch_model.bin is missing"), ("hostile", "UnpicklingError: Weights only load failed"),
     ("missing", "Missing.*'?h.1.ln_2.bias"), ("more", "Unexpected.*h.9.x"), ("shape", "size mismatch.*wpe.weight"),
     ("truncated", "can be loaded"), ("garbage", "can be loaded"), ("integers", "I64")])
 def test_a_folder_that_is_no_gpt2_is_refused_with_the_reason(published, harm, words):

@@ -266,20 +266,29 @@ def test_an_intact_checkpoint_that_cannot_be_opened_is_neither_called_damaged_no
     assert newest_checkpoint(saved)["step"] == 2
 
 
-def test_a_damaged_checkpoint_is_renamed_and_the_one_before_it_takes_its_place(saved, capsys):
+def test_a_damaged_checkpoint_is_renamed_and_the_one_before_it_is_used(saved, capsys):
     saved.write_bytes(b"damaged")
-    assert newest_checkpoint(saved)["step"] == 1 == load_checkpoint(saved)["step"]
+    assert newest_checkpoint(saved)["step"] == 1
     err = capsys.readouterr().err
-    assert len(err.splitlines()) == 1 and "x.pt" in err and "x.damaged" in err
-    assert (saved.parent / "x.damaged").read_bytes() == b"damaged" and not previous(saved).exists()
+    assert len(err.splitlines()) == 1 and "x.pt" in err and ".damaged" in err
+    assert (saved.parent / "x.damaged").read_bytes() == b"damaged" and not saved.exists()
 
 
-def test_where_only_the_one_before_is_left_it_takes_its_place_and_without_any_there_is_none(saved):
+def test_where_only_the_one_before_is_left_it_is_used_and_without_any_there_is_none(saved):
     saved.unlink()
-    assert newest_checkpoint(saved)["step"] == 1 and saved.exists()
-    saved.write_bytes(b"damaged")
+    assert newest_checkpoint(saved)["step"] == 1
+    previous(saved).write_bytes(b"damaged")
     assert newest_checkpoint(saved) is None
     assert newest_checkpoint(saved.with_name("none.pt")) is None
+
+
+def test_a_reader_beside_the_writer_never_puts_an_older_checkpoint_in_the_place_of_a_newer(saved, tiny):
+    newest_checkpoint(saved)
+    before = {p.name: p.read_bytes() for p in saved.parent.iterdir()}
+    saved.rename(saved.with_name("aside"))  # the moment between the two renames of a writer
+    assert newest_checkpoint(saved)["step"] == 1
+    saved.with_name("aside").rename(saved)
+    assert {p.name: p.read_bytes() for p in saved.parent.iterdir()} == before
 
 
 def test_a_full_disk_gives_one_line_and_leaves_both_checkpoints(saved, tiny):
