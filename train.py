@@ -747,11 +747,11 @@ def open_run(s, run):
             old_settings, machines, commits = dict(old["settings"]), [*old["machines"]], [*old["commits"]]
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"{path} is not the record of a run: choose another --name") from None
-        if any(run.rglob("*.pt")):
+        if any(file.suffix in (".pt", ".damaged") for file in run.rglob("*")):
             refuse_differences(run, old_settings, settings)
             record["machines"] = machines + [x for x in record["machines"] if x not in machines]
             record["commits"] = commits + [x for x in record["commits"] if x not in commits]
-        else:
+        elif old_settings != settings:
             for folder in run.glob("seed*"):
                 shutil.rmtree(folder)
     write_atomically(path, lambda p: p.write_text(json.dumps(record, indent=1) + "\n"))

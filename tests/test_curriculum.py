@@ -1,8 +1,5 @@
 import math
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -103,8 +100,6 @@ def test_the_quick_check_refuses_what_a_check_of_every_step_refuses(text, steps)
 @pytest.mark.parametrize("arguments, code, words", [
     ([], 0, "50.0%"), (["target=rest english=window(0.2, 0, 0.1)"], 0, "20.0%"),
     (["target=rest english=wave(1)"], 2, "cannot read 'wave(1)'"), (["--help"], 0, "rest")])
-def test_the_demonstration_prints_a_table_or_refuses_in_one_line(arguments, code, words):
-    script = Path(__file__).parent.parent / "curriculum.py"
-    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True)
-    assert done.returncode == code and words in done.stdout + done.stderr
-    assert len(done.stderr.splitlines()) == (code != 0)
+def test_the_demonstration_prints_a_table_or_refuses_in_one_line(tmp_path, call, arguments, code, words):
+    ended, out, err = call(tmp_path, "curriculum.py", *arguments)
+    assert ended == code and words in out + err and len(err.splitlines()) == (code != 0)

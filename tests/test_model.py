@@ -1,9 +1,6 @@
 import math
 import resource
-import subprocess
-import sys
 import zipfile
-from pathlib import Path
 
 import pytest
 import torch
@@ -105,7 +102,6 @@ def test_greedy_generation_takes_the_argmax_and_slides_past_the_block(tiny):
 
 
 IDX = torch.arange(10)[None]
-MODEL = Path(__file__).parent.parent / "model.py"
 
 
 def checkpoint(model, rank=0, shadow=False, ema=None):
@@ -307,17 +303,14 @@ def test_a_full_disk_gives_one_line_and_leaves_both_checkpoints(saved, tiny):
 @pytest.mark.parametrize("arguments, words", [
     (["x.pt", "--exprt", "out"], "--exprt"), (["x.pt"], "--export"), (["--export", "out"], "checkpoint"),
     (["none.pt", "--export", "out"], "no checkpoint at none.pt")])
-def test_a_wrong_command_is_refused_in_one_line(saved, arguments, words):
-    command = [sys.executable, MODEL, *arguments]
-    done = subprocess.run(command, cwd=saved.parent, capture_output=True, text=True)
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and words in done.stderr, done.stderr
+def test_a_wrong_command_is_refused_in_one_line(saved, call, arguments, words):
+    code, _, err = call(saved.parent, "model.py", *arguments)
+    assert code == 2 and len(err.splitlines()) == 1 and words in err, err
     assert not (saved.parent / "out").exists()
 
 
-def test_the_command_line_helps_counts_and_exports(saved, tiny):
-    def run(*arguments):
-        return subprocess.check_output([sys.executable, MODEL, *arguments], cwd=saved.parent, text=True)
-
-    assert "--export FOLDER" in run("--help") and "124,439,808" in run()
-    assert "out" in run("x.pt", "--export", "out")
+def test_the_command_line_helps_counts_and_exports(saved, tiny, call):
+    assert "--export FOLDER" in call(saved.parent, "model.py", "--help")[1]
+    assert "124,439,808" in call(saved.parent, "model.py")[1]
+    assert "out" in call(saved.parent, "model.py", "x.pt", "--export", "out")[1]
     assert torch.equal(load_gpt2(saved.parent / "out")(IDX)[0], tiny(IDX)[0])
