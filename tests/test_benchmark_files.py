@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from bench import Benchmark, encode_item, read_choices, read_copain, score_files, short_names
+from bench import Benchmark, encode_item, read_choices, read_copain, score_files
 from data import Tokenizer, World, train_bpe
 from model import GPT, GPTConfig, save_checkpoint, save_gpt2
 
@@ -44,13 +44,10 @@ def test_copain_is_read_from_one_file_or_a_folder_of_tasks_as_published(tmp_path
     assert read_copain(tmp_path / "CoPain/max_integer_in_list/test.jsonl", 1)[0].prompt.count("\n") == 1
 
 
-def test_shots_come_from_the_task_itself_without_the_question_or_from_a_given_file(tmp_path):
-    path = lines(tmp_path / "task.jsonl", ROWS)
-    own = read_choices(path, 2)
+def test_shots_come_from_the_task_itself_without_the_question(tmp_path):
+    own = read_choices(lines(tmp_path / "task.jsonl", ROWS), 2)
     assert own[0].prompt == "Question 1: which? a much longer dog\n\nQuestion 2: which? two\n\nQuestion 0: which?"
     assert all(item.prompt.count(item.zero_shot) == 1 for item in own)
-    other = lines(tmp_path / "train.jsonl", [dict(ROWS[0], context="Other?")])
-    assert all(i.prompt.startswith("Other? the cat\n\nQuestion") for i in read_choices(path, 1, other))
 
 
 def by_hand(model, tok, context, choice):
@@ -64,16 +61,14 @@ def by_hand(model, tok, context, choice):
 
 def test_scores_equal_a_computation_by_hand(tmp_path, model):
     gpt, tok = model
-    row = score_files(gpt, tok, tasks=[lines(tmp_path / "task.jsonl", ROWS)], n_shots=1)
-    items = read_choices(tmp_path / "task.jsonl", 1)
+    path = lines(tmp_path / "task.jsonl", ROWS)
+    row, items = score_files(gpt, tok, tasks=[path], n_shots=1), read_choices(path, 1)
     with torch.no_grad():
         scores = [[by_hand(gpt, tok, item.prompt, c) for c in item.choices] for item in items]
     right = [item.choices.index(item.answer) for item in items]
     summed = [max(range(3), key=lambda k: s[k]) == r for s, r in zip(scores, right)]
-    per_byte = [max(range(3), key=lambda k: s[k] / len(i.choices[k])) == r for s, i, r in zip(scores, items, right)]
-    assert row["task summed"] == pytest.approx(100 * sum(summed) / 5)
-    assert row["task per_byte"] == pytest.approx(100 * sum(per_byte) / 5)
-    assert math.log(row["task ppl"]) == pytest.approx(-sum(s[r] for s, r in zip(scores, right)) / 5, rel=1e-4)
+    assert row[f"{path} %"] == pytest.approx(100 * sum(summed) / 5)
+    assert math.log(row[f"{path} ppl"]) == pytest.approx(-sum(s[r] for s, r in zip(scores, right)) / 5, rel=1e-4)
 
 
 def test_a_prompt_longer_than_the_context_loses_its_beginning(tmp_path, model):
@@ -85,7 +80,7 @@ def test_a_prompt_longer_than_the_context_loses_its_beginning(tmp_path, model):
         prompt, choices = encode_item(tok, item, longest=gpt.config.block_size)
         assert len(prompt) + max(map(len, choices)) == gpt.config.block_size
         assert tok.decode(prompt[1:]).endswith(item.zero_shot[-20:])
-    assert 0 <= score_files(gpt, tok, tasks=[path], n_shots=3)["task summed"] <= 100
+    assert 0 <= score_files(gpt, tok, tasks=[path], n_shots=3)[f"{path} %"] <= 100
 
 
 def test_a_gpt2_folder_is_benchmarked_from_the_command_line(tmp_path, model, call):
@@ -97,10 +92,10 @@ def test_a_gpt2_folder_is_benchmarked_from_the_command_line(tmp_path, model, cal
     lines(tmp_path / "task.jsonl", ROWS)
     code, out, err = call(tmp_path, "bench.py", "gpt2", "--copain", "max_integer_in_list.jsonl", "--task", "task.jsonl",
                           "--shots", "2")
-    assert code == 0 and "copain " in out and "task per_byte" in out and "max_integer_in_list" in out, err
+    assert code == 0 and "copain " in out and "task.jsonl %" in out and "max_integer_in_list" in out, err
     assert call(tmp_path, "bench.py", "gpt2")[0] == 2  # of the toy world it knows nothing
     code, out, err = call(tmp_path, "bench.py", "gpt2", "--sample", "Question 0")
-    assert code == 0 and out.splitlines()[0] == "--- gpt2: documents that begin with 'Question 0'", err
+    assert code == 0 and out.splitlines()[:2] == ["gpt2", "--- documents that begin with 'Question 0'"], err
     assert out.count("\nQuestion 0") == 3
 
 
@@ -111,7 +106,7 @@ def test_samples_of_a_checkpoint_begin_in_the_language_and_say_whose_they_are(tm
             "world": dataclasses.asdict(World()), "benchmark": [2, 0, 2, 0, "", 5, 64], "settings": {"source": []}}
     save_checkpoint(tmp_path / "x.pt", ckpt)
     code, out, err = call(tmp_path, "bench.py", "x.pt", "--sample")
-    assert code == 0 and out.startswith("--- x.pt: documents in the language target\n "), err
+    assert code == 0 and out.startswith("x.pt: ema, step 7\n--- documents in the language target\n "), err
     code, out, _ = call(tmp_path, "bench.py", "x.pt", "--sample", "--language", "english")
     assert code == 0 and "in the language english" in out
     code, _, err = call(tmp_path, "bench.py", "x.pt", "--sample", "--language", "French")
@@ -149,8 +144,8 @@ def test_a_wrong_row_is_refused_with_file_and_line(tmp_path, model, call, flag, 
 
 
 @pytest.mark.parametrize("content, shots, words", [
-    (b"\xff", 0, "UTF-8"), (b"", 0, "has no row"),
-    (GOOD.encode(), 1, "has 1 rows, too few for 1 shots beside the question")])
+    (b"\xff", 0, "UTF-8"), (b"", 0, "the 0 rows of .*rows.jsonl"),
+    (GOOD.encode(), 1, "--shots is 1, expected 0 or more, and fewer than the 1 rows of .*rows.jsonl")])
 def test_a_file_that_cannot_be_used_is_named(tmp_path, content, shots, words):
     (tmp_path / "rows.jsonl").write_bytes(content)
     with pytest.raises(ValueError, match=words):
@@ -162,10 +157,7 @@ def test_two_task_files_of_one_name_keep_two_results(tmp_path, model):
     gpt, tok = model
     paths = [lines(tmp_path / "eu/task.jsonl", ROWS), lines(tmp_path / "es/task.jsonl", ROWS[::-1])]
     row = score_files(gpt, tok, tasks=paths, n_shots=1)
-    assert {"eu/task.jsonl summed", "es/task.jsonl summed"} <= set(row)
-    assert short_names([tmp_path / "a.jsonl", tmp_path / "b.jsonl"]) == ["a", "b"]
-    with pytest.raises(ValueError, match="names a file twice"):
-        score_files(gpt, tok, tasks=[paths[0], paths[0]])
+    assert len({row[f"{path} ppl"] for path in paths}) == 2
 
 
 @pytest.mark.parametrize("name", ["cloze", "label", "max_integer_in_list"])
@@ -199,7 +191,7 @@ def test_a_list_that_repeats_its_target_is_skipped_and_counted(tmp_path, capsys)
     """Issue 15, item 18: one such row refused the whole benchmark."""
     path = lines(tmp_path / "max.jsonl", [*LISTS, {"list": [5, 5, 1], "target": 5}])
     assert len(read_copain(path, 1)) == 5
-    assert "skipped 1 row of" in capsys.readouterr().err
+    assert "max.jsonl: rows skipped because their list repeats the target: 1" in capsys.readouterr().err
 
 
 def leaky(world, tok, tmp_path, context):
@@ -218,11 +210,10 @@ def test_a_short_context_of_a_task_file_is_no_leak(world, tok, tmp_path):
     benchmark.check_disjoint(sources, lists=False)
 
 
-def test_a_whole_context_of_a_task_file_is_a_leak_unless_the_caller_knows(world, tok, tmp_path):
+def test_a_whole_context_of_a_task_file_is_a_leak(world, tok, tmp_path):
     benchmark, sources = leaky(world, tok, tmp_path, "the dog eats the egg and the cat eats the ham, who eats more?")
     with pytest.raises(ValueError, match="benchmark leak: .*who eats more.*'target'"):
         benchmark.check_disjoint(sources, lists=False)
-    benchmark.check_disjoint(sources, lists=False, contexts=False)
 
 
 def test_prompts_of_a_task_file_are_shortened_and_do_not_count_as_the_longest(world, tok, tmp_path):
