@@ -351,8 +351,8 @@ class Benchmark:
 
     def check_disjoint(self, sources, lists=True):
         """Raises ValueError if a source {name: ids} of training holds a list of Copain in any format, the
-        start (HEAD tokens) of a prompt, or a context of a task file that is no shorter. lists: False for real text,
-        where any three numbers occur."""
+        start (HEAD tokens) of a prompt, or a context of a task file that is no shorter. lists: False for real
+        text, where any three numbers occur."""
         tok, (separator, arrow), numbers = self.tok, HELD_OUT_FORMAT, set()
         for item in self.copain if lists else []:
             for line in item.prompt.split("\n"):
@@ -891,12 +891,17 @@ def draw_ends(log, path, heading):
         ax.set_ylim(len(log.arms) - 0.5, -0.5)
         ax.grid(axis="y", color="0.92")
         ax.set_title(PANELS[key].replace(" in the target language", ""), loc="left", fontsize=11)
+    points, height = [], -math.inf
     for i, arm in enumerate(log.arms):
         x, y = log.estimate(arm, "ppl_target"), log.estimate(arm, "copain")
         plane.plot([x.mean, x.mean], [y.low, y.high], color="0.8", zorder=1)
         plane.plot(x.mean, y.mean, "o", color=COLOURS[i % len(COLOURS)], ms=7)
-        side = "right" if i % 2 else "left"  # so that the names of two equal arms do not lie on each other
-        plane.annotate(f"  {arm}  ", (x.mean, y.mean), va="center", ha=side, color=COLOURS[i % len(COLOURS)])
+        points.append((y.mean, x.mean, arm, COLOURS[i % len(COLOURS)]))
+    bottom, top = plane.get_ylim()
+    for y, x, arm, colour in sorted(points):
+        height = max(y, height + 0.03 * (top - bottom))  # moved up, so that no name lies on another
+        plane.annotate(f"  {arm}", (x, height), va="center", color=colour, annotation_clip=False)
+    plane.set_ylim(bottom, max(top, height + 0.03 * (top - bottom)))
     plane.axhline(COPAIN_CHANCE, color="0.5", ls=":", lw=1)
     plane.margins(x=0.3)
     plane.set_title("Copain, % against target perplexity: top left is best", loc="left", fontsize=11)
