@@ -195,7 +195,7 @@ def by_length(model, rows):
 @torch.no_grad()
 def greedy_answers(model, tok, prompts, max_new_tokens):
     """Greedy answers to prompts (lists of token ids) up to the end of a line; None where none ends."""
-    ends = {i for i, token in enumerate(tok.ranks) if b"\n" in token} | {tok.eot}
+    ends = {i for token, i in tok.ranks.items() if b"\n" in token} | {tok.eot}
     said, unfinished, answers = [[] for _ in prompts], list(range(len(prompts))), [None] * len(prompts)
     for _ in range(max_new_tokens):
         for chunk, idx in by_length(model, [prompts[i] + said[i] for i in unfinished]):

@@ -1,9 +1,9 @@
 """The toy world, the tokenizer, real text, and the sampler of mixtures.
 
-Two languages talk about one world. English supplies prose and patterns: documents that repeat one rule line
-after line, from which a model learns to learn in context. The target language supplies almost only prose. So
-the target corpus teaches words, English taught in-context learning, and some tasks need both: the situation of
-Elhady et al. 2025 in miniature. Some studies also use a third language, English prose or English patterns.
+Two languages talk about one world. English has prose and patterns: documents that repeat one rule line after
+line. From these a model learns to learn in context. The target language has almost only prose. So the target
+corpus teaches words, English taught in-context learning, and some tasks need both: Elhady et al. 2025 in
+miniature. Some studies also use a third language, English prose or English patterns.
 
     python data.py --target-order VSO --seed 7    # prints a document of every kind, and how it is tokenized
 
@@ -24,7 +24,6 @@ import json
 import os
 import re
 import sys
-import time
 import zlib
 from bisect import bisect
 from collections import Counter, defaultdict
@@ -44,24 +43,21 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-LONGEST_LINE = 64 << 20   # bytes; so memory stays bounded
-
 
 # ---------------------------------------------------------------------------------------------- small helpers
 def require(condition, message):
-    """Raises ValueError(message) unless the condition holds."""
     if not condition:
         raise ValueError(message)
 
 
 def refuse(message, code=2):
-    """Ends the program after a user's mistake: one line on stderr, and an exit code that is not 0."""
+    """Ends the program after a user's mistake, with one line on stderr."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(code)
 
 
 def write_atomically(path, write, flush=True):
-    """Calls write(temporary path) and renames the result to path, which thus never holds half a file."""
+    """Calls write(temporary path), then renames that file to path. So path never holds half a file."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two processes never share it
     try:
         write(temporary)
@@ -75,8 +71,8 @@ def write_atomically(path, write, flush=True):
 
 @contextlib.contextmanager
 def lock(path, wait=False):
-    """Yields True while this process holds the lock file, False if another process has it. wait=True waits
-    for it. The lock ends with its process, even a killed one. Without fcntl it always yields True."""
+    """Yields True while this process holds the lock file, or False if another one does; wait=True waits for
+    it. The lock ends with its process, even a killed one. Without fcntl it always yields True."""
     with open(path, "a") as f:
         free = True
         if fcntl:
@@ -88,37 +84,39 @@ def lock(path, wait=False):
 
 
 def parse_object(text, where):
-    """The dict of a JSON text. Raises ValueError that begins with `where` if it is none."""
+    """The dict of a JSON text (str or bytes). Raises ValueError that begins with `where` if it is none."""
     try:
         row = json.loads(text)
-    except (ValueError, RecursionError) as e:  # also of an integer with thousands of digits
+    except (ValueError, RecursionError) as e:  # also: bytes that are not UTF-8, thousands of digits
         raise ValueError(f"{where}: not JSON ({e})") from None
-    require(isinstance(row, dict), f"{where}: {text.strip()[:40]!r} is not an object with named fields")
+    require(isinstance(row, dict), f"{where}: not an object with named fields, as in {{...}}")
     return row
 
 
 def read_lines(path, errors="strict"):
-    """Yields ("FILE, line N", text) of a file's lines, with None for the text of a blank one. Unzips gzip files.
-    Lines end at \\n alone: JSON may hold U+2028. Raises ValueError with the file and line that cannot be read."""
+    """Yields ("FILE, line N", text) of each line, with None for a blank line and at the end of the file.
+    Unzips gzip files. Lines end at newlines alone: JSON may hold U+2028."""
     with open(path, "rb") as file:
         zipped = file.peek(2)[:2] == b"\x1f\x8b"
         source, n, line = gzip.open(file) if zipped else file, 0, b"\n"
         while line:
-            n, where = n + 1, f"{path}, line {n + 1}"
+            n += 1
+            where = f"{path}, line {n}"
             try:
                 line = source.readline(LONGEST_LINE)
-                text = line.decode("utf-8", errors)
-            except UnicodeDecodeError as e:
-                raise ValueError(f"{where}: byte 0x{line[e.start]:02x} is not UTF-8; correct it (data.py prepare "
-                                 "also takes --errors replace)") from None
             except (EOFError, OSError, zlib.error) as e:
                 raise ValueError(f"{where}: cannot be read ({e}); is the file whole?") from None
-            require(len(line) < LONGEST_LINE, f"{where} has over {LONGEST_LINE:,} bytes: break it")
+            require(len(line) < LONGEST_LINE, f"{where}: over {LONGEST_LINE:,} bytes; break it")
+            try:
+                text = line.decode("utf-8", errors)
+            except UnicodeDecodeError as e:
+                raise ValueError(f"{where}: byte 0x{line[e.start]:02x} is not UTF-8; correct it (data.py "
+                                 "prepare also takes --errors replace)") from None
             yield where, text if text.strip(" \t\r\n\v\f") else None
 
 
 def read_json_lines(path):
-    """Yields ("FILE, line N", dict) of each line of a JSON-lines file that is not blank."""
+    """Yields ("FILE, line N", dict) of each line that is not blank."""
     for where, line in read_lines(path):
         if line:
             yield where, parse_object(line, where)
@@ -126,29 +124,18 @@ def read_json_lines(path):
 
 # ------------------------------------------------------------------------------------------------ the world
 # Categories can be learned only from the company that nouns keep: which verbs and which adjectives they take.
-NOUNS = {
-    "animal": "dog cat cow pig hen fox ant bat bee owl rat ram elk ape hog eel emu yak doe pup".split(),
-    "tool": "axe saw pin pen rod peg hoe net mop pan pot jug cup key oar fan bow gun hook nail".split(),
-    "food": "egg ham pie jam bun fig pea rye oat nut tea soup rice corn cake plum pear meat milk beef"
-            .split(),
-    "place": "bay inn den zoo spa bar gym lab sea hut park farm road lake hill town cave port bank mill"
-             .split(),
-}
+NOUNS = dict(
+    animal="dog cat cow pig hen fox ant bat bee owl rat ram elk ape hog eel emu yak doe pup".split(),
+    tool="axe saw pin pen rod peg hoe net mop pan pot jug cup key oar fan bow gun hook nail".split(),
+    food="egg ham pie jam bun fig pea rye oat nut tea soup rice corn cake plum pear meat milk beef".split(),
+    place="bay inn den zoo spa bar gym lab sea hut park farm road lake hill town cave port bank mill".split())
 CATEGORIES = list(NOUNS)
-VERBS = {  # (subject category, object category): the one verb that takes them
-    ("animal", "animal"): "bites", ("animal", "tool"): "drops",
-    ("animal", "food"): "eats", ("animal", "place"): "roams",
-    ("tool", "animal"): "hurts", ("tool", "tool"): "fits",
-    ("tool", "food"): "cuts", ("tool", "place"): "mends",
-    ("food", "animal"): "feeds", ("food", "tool"): "stains",
-    ("food", "food"): "suits", ("food", "place"): "fills",
-    ("place", "animal"): "hosts", ("place", "tool"): "stores",
-    ("place", "food"): "sells", ("place", "place"): "faces",
-}
-ADJECTIVES = {
-    "animal": "wild tame shy".split(), "tool": "blunt steel handy".split(),
-    "food": "sweet sour fresh".split(), "place": "quiet busy far".split(),
-}
+_VERBS_OF = dict(  # of a subject's category: the verbs that take an animal, a tool, a food, a place as object
+    animal="bites drops eats roams", tool="hurts fits cuts mends",
+    food="feeds stains suits fills", place="hosts stores sells faces")
+VERBS = {(s, o): verb for s in CATEGORIES for o, verb in zip(CATEGORIES, _VERBS_OF[s].split())}
+ADJECTIVES = dict(animal="wild tame shy".split(), tool="blunt steel handy".split(),
+                  food="sweet sour fresh".split(), place="quiet busy far".split())
 LETTERS = list("abcdefghijklmnopqrstuvwxyz")
 SEPARATORS = [",", ";", " |", ""]      # between the elements of a list; an element brings its own space
 ARROWS = [" ->", " =", " :", " =>"]    # between the elements and the answer
@@ -180,10 +167,8 @@ ENGLISH = Language("english", {w: w for w in world_words()})
 
 def make_language(name, seed, order="SOV", cognates=0.4):
     """A target language with generated words and its own word order. In each category, the share `cognates`
-    of the nouns is spelled as in English: these anchor the two languages to each other. Raises ValueError if
-    order is not a permutation of S, V, O or cognates is not in [0, 1]."""
-    require(sorted(order) == ["O", "S", "V"],
-            f"word order {order!r} is not a permutation of the letters S, V, O (try SOV)")
+    of the nouns is spelled as in English: these anchor the two languages to each other."""
+    require(sorted(order) == ["O", "S", "V"], f"word order {order!r} is no permutation of S, V, O (try SOV)")
     require(0 <= cognates <= 1, f"the share of cognates is {cognates}, expected a number from 0 to 1")
     rng = Random(f"{name}/{seed}")
     syllables = [c + v for c in rng.sample("bdgklmnprstz", 9) for v in "aeiou"]
@@ -205,13 +190,14 @@ def make_language(name, seed, order="SOV", cognates=0.4):
 # ------------------------------------------------------------------------------------------------- patterns
 # A rule maps a list of elements to one of them. Seven are Copain's; two more occur only in training.
 COPAIN_TASKS = ["max_integer_in_list", "min_integer_in_list", "median_integer_in_list",
-                "even_integer_in_odd_group", "odd_integer_in_even_group",
-                "first_character_in_list", "last_character_in_list"]
+                "even_integer_in_odd_group", "odd_integer_in_even_group", "first_character_in_list",
+                "last_character_in_list"]
 TRAINING_RULES = COPAIN_TASKS + ["first_element", "last_element"]
 
 
 def draw_list(rng, rule, max_integer, length=3):
     """(elements, answer) of one line of a rule, as strings; the elements are distinct."""
+    require(rule in TRAINING_RULES, f"unknown list rule {rule!r}; there are {', '.join(TRAINING_RULES)}")
     integers = range(max_integer + 1)
     if rule.endswith("_group"):       # one even among odd integers, or the reverse
         odd_one = 0 if rule.startswith("even") else 1
@@ -234,8 +220,8 @@ def _in_reserve(elements):
 
 
 def is_reserved(elements):
-    """Whether a list belongs to the benchmark. A hash of the set of elements reserves an eighth of all sets
-    of 3 or 4, in every order. A longer list is reserved if any run of 3 or 4 elements inside it is."""
+    """Whether a list belongs to the benchmark. A hash reserves an eighth of all sets of 3 or 4 elements, in
+    every order. A longer list is reserved if any run of 3 or 4 elements inside it is."""
     return any(_in_reserve(tuple(elements[i:i + n])) for n in (3, 4) for i in range(len(elements) - n + 1))
 
 
@@ -274,7 +260,6 @@ class World:
     targets: tuple = (("target", 0, "SOV", .4), ("third", 0, "VSO", 0.))  # name, seed, word order, cognates
 
     def languages(self):
-        """{name: Language}, English first."""
         return {"english": ENGLISH} | {t[0]: make_language(*t) for t in self.targets}
 
 
@@ -298,8 +283,7 @@ def noun_phrase(lang, noun, adjective=None, ending=""):
 
 
 def prose(rng, world, lang):
-    """4 to 9 sentences. Nouns follow Zipf's law, the verb is the one that their categories take, and an
-    adjective mostly fits its noun's category."""
+    """4 to 9 sentences. Nouns follow Zipf's law. Their categories decide the verb. Adjectives mostly fit."""
     def draw(category):
         noun, adjective = NOUNS[category][bisect(_ZIPF, rng.random() * _ZIPF[-1], hi=19)], None
         if rng.random() < 0.4:
@@ -324,8 +308,8 @@ def lists(rng, world, lang):
 
 
 def labels(rng, world, lang):
-    """12 to 24 nouns of two categories, each with the letter that stands for its category in this document. A
-    target language uses only its cognates here: loan words bring habits of English. The benchmark never does."""
+    """12 to 24 nouns of two categories, each with its category's letter in this document. A target language
+    uses only its cognates here: loan words bring habits of English. The benchmark never uses cognates."""
     pool = {c: [lang.words[n] for n in NOUNS[c] if lang.name == "english" or lang.is_cognate(n)]
             for c in CATEGORIES}
     if not all(pool.values()):
@@ -337,11 +321,8 @@ def labels(rng, world, lang):
 
 def same_category(rng, world, lang):
     """Four lines of nouns, each of one category."""
-    lines = []
-    for _ in range(4):
-        nouns = rng.sample(NOUNS[rng.choice(CATEGORIES)], rng.randint(3, 6))
-        lines.append(",".join(f" {lang.words[n]}" for n in nouns))
-    return "\n".join(lines)
+    draws = [rng.sample(NOUNS[rng.choice(CATEGORIES)], rng.randint(3, 6)) for _ in range(4)]
+    return "\n".join(",".join(f" {lang.words[n]}" for n in nouns) for nouns in draws)
 
 
 def repeats(rng, world, lang):
@@ -358,7 +339,7 @@ DOCUMENT_KINDS = dict(prose=prose, lists=lists, labels=labels, same_category=sam
 
 
 def write_corpus(world, source, n_documents, seed):
-    """A list of n_documents strings, in the language and with the shares that SOURCES gives the source."""
+    """A list of n_documents strings of a source in SOURCES."""
     language, shares = SOURCES[source]
     rng, lang = Random(f"{source}/{seed}"), world.languages()[language]
     kinds = rng.choices(list(shares), list(shares.values()), k=n_documents)
@@ -415,11 +396,7 @@ def train_bpe(texts, vocab_size):
 
 
 class Tokenizer:
-    """A byte-level BPE served by tiktoken, lossless on any text. EOT stands before every document. Its id is the
-    last one unless the vocabulary says otherwise.
-
-        tok = Tokenizer(train_bpe(["a cat"], 300)); tok.decode(tok.encode("a cät"))
-    """
+    """A byte-level BPE, served by tiktoken and lossless on any text. EOT stands before every document."""
 
     def __init__(self, ranks, split=SPLIT, eot=None):
         self.ranks, self.split = ranks, split  # ranks: {token bytes: id}, in the order of the merges
@@ -431,7 +408,6 @@ class Tokenizer:
         self.tokens = {i: token for token, i in ranks.items()} | {self.eot: EOT.encode()}
 
     def encode(self, text):
-        """A list of ids."""
         return self.encoding.encode_ordinary(text)
 
     def decode(self, ids):
@@ -439,8 +415,8 @@ class Tokenizer:
         return b"".join(self.tokens.get(int(i), b"\xff") for i in ids).decode("utf-8", "replace")
 
     def encode_documents(self, documents, threads=None):
-        """One array of ids, of dtype self.dtype: EOT before each document. A document that spells EOT ends there."""
-        threads = threads or os.cpu_count()  # tiktoken leaves Python's lock, so that threads use all cores
+        """One array of ids: EOT before each document. A document that spells EOT is divided there."""
+        threads = threads or os.cpu_count()  # tiktoken leaves Python's lock, so threads use all cores
         size = max(1, len(documents) // (4 * threads))
         texts = ["".join(EOT + d for d in documents[i:i + size]) for i in range(0, len(documents), size)]
         with ThreadPoolExecutor(threads) as pool:
@@ -448,60 +424,59 @@ class Tokenizer:
             return np.concatenate([np.empty(0, self.dtype), *parts]).astype(self.dtype)
 
     def to_json(self):
-        """The tokenizer as text: the pattern, the id of EOT, and every token's bytes with its id."""
         tokens = {token.hex(): i for token, i in self.ranks.items()}
         return json.dumps({"split": self.split, "eot": self.eot, "tokens": tokens})
 
     @classmethod
     def from_json(cls, text):
         saved = json.loads(text)
-        return cls({bytes.fromhex(token): i for token, i in saved["tokens"].items()}, saved["split"], saved["eot"])
+        ranks = {bytes.fromhex(token): i for token, i in saved["tokens"].items()}
+        return cls(ranks, saved["split"], saved["eot"])
 
 
 def load_tokenizer(spec):
-    """The tokenizer that `spec` names: 'gpt2', the folder of a prepared source, or a folder with the published
-    vocabulary of a GPT-2: vocab.json and merges.txt, or encoder.json and vocab.bpe. A folder's files are read anew
-    every time. Raises ValueError with what to do."""
+    """The tokenizer that `spec` names: 'gpt2', the folder of a prepared source, or a folder with the files
+    published for GPT-2: vocab.json and merges.txt, or encoder.json and vocab.bpe."""
     folder = Path(spec)
     if (folder / "manifest.json").exists():
+        load_manifest(folder, 0)  # refuses a source that has changed
         return Tokenizer.from_json((folder / "tokenizer.json").read_text())
-    for merges, vocabulary in (("merges.txt", "vocab.json"), ("vocab.bpe", "encoder.json")):
-        if (folder / merges).exists() and (folder / vocabulary).exists():
-            pairs = [line.split() for _, line in read_lines(folder / merges) if line and line[:8] != "#version"]
-            ids = parse_object((folder / vocabulary).read_text(encoding="utf-8"), folder / vocabulary)
-            return gpt2_tokenizer(ids, pairs, folder / merges)
-    require(not (folder / "tokenizer.json").exists(), f"{folder} has a tokenizer.json alone: write vocab.json and "
-            f"merges.txt beside it with transformers, GPT2Tokenizer.from_pretrained({str(folder)!r})"
-            f".save_vocabulary({str(folder)!r})")
-    require(spec == "gpt2", f"--tokenizer is {str(spec)!r}, expected gpt2, bpe, the folder of a prepared source, or "
-                            "a folder with vocab.json and merges.txt")
+    for vocabulary, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
+        if (folder / vocabulary).exists() and (folder / merges).exists():
+            return published_tokenizer(folder / vocabulary, folder / merges)
+    require(not (folder / "tokenizer.json").exists(),
+            f"{folder} has only a tokenizer.json: write vocab.json and merges.txt of it with transformers, "
+            f"GPT2Tokenizer.from_pretrained({str(folder)!r}).save_vocabulary({str(folder)!r})")
+    require(spec == "gpt2", f"--tokenizer is {str(spec)!r}, expected gpt2, bpe, the folder of a prepared "
+            "source, or a folder with vocab.json and merges.txt")
     try:
         return Tokenizer(tiktoken.get_encoding("gpt2")._mergeable_ranks, GPT2_SPLIT)
     except Exception as e:  # no network and no cache; tiktoken lets its downloader's exceptions through
-        raise ValueError("GPT-2's vocabulary is not in tiktoken's cache and cannot be downloaded "
-                         f"({type(e).__name__}): give a folder with its vocab.json and merges.txt as --tokenizer, "
-                         "or --tokenizer bpe") from None
+        raise ValueError(f"GPT-2's vocabulary cannot be downloaded ({type(e).__name__}): give a folder with "
+                         "its vocab.json and merges.txt as --tokenizer, or --tokenizer bpe") from None
 
 
-def gpt2_tokenizer(ids, pairs, file):
-    """A Tokenizer from GPT-2's form: {token: id}, and the pairs that are merged, in their order. The form spells a
-    byte as a character: a printable byte as itself, the others from U+0100 on."""
+def published_tokenizer(vocabulary, merges):
+    """A Tokenizer from GPT-2's files: {token: id}, and the pairs to merge, in order. They spell a printable
+    byte as its own character, and the other bytes as the characters from U+0100 on."""
+    ids = parse_object(vocabulary.read_bytes(), vocabulary)
+    pairs = [line.split() for _, line in read_lines(merges) if line and not line.startswith("#version")]
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    byte_of, ranks = {chr(b): b for b in printable}, {}
-    for b in range(256):
-        if b not in printable:
-            byte_of[chr(256 + len(byte_of) - len(printable))] = b
+    others = [b for b in range(256) if b not in printable]
+    byte_of = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+    ranks = {}
     for token in [*byte_of, *("".join(pair) for pair in pairs)]:
-        require(token in ids and set(token) <= set(byte_of), f"{file}: the token {token!r} is not in the vocabulary, "
-                                                             "or is not spelled in bytes as GPT-2's are")
+        known = isinstance(ids.get(token), int) and set(token) <= byte_of.keys()
+        require(known, f"{merges}: {token!r} has no id in {vocabulary.name}, or is not spelled in its way")
         ranks[bytes(byte_of[c] for c in token)] = ids[token]
-    merged = list(ranks.values())[256:]
-    require(merged == sorted(merged), f"{file}: the ids do not rise in the order of the merges, as GPT-2's do")
-    ranks = dict(sorted(ranks.items(), key=lambda item: item[1]))
-    return Tokenizer(ranks, GPT2_SPLIT, ids.get(EOT, max(ranks.values()) + 1))
+    merged, eot = list(ranks.values())[256:], ids.get(EOT, max(ranks.values()) + 1)
+    require(merged == sorted(merged), f"{merges}: the ids do not rise in the order of the merges")
+    require(len({eot, *ranks.values()}) == len(ranks) + 1, f"{vocabulary}: two tokens have the same id")
+    return Tokenizer({token: ranks[token] for token in sorted(ranks, key=ranks.get)}, GPT2_SPLIT, eot)
 
 
 # -------------------------------------------------------------------------------------------------- real text
+LONGEST_LINE = 64 << 20      # bytes, so that memory stays bounded
 LONGEST_DOCUMENT = 1 << 18   # characters; a longer one is cut (tiktoken fails at a million spaces in a row)
 BATCH = 4 << 20              # characters per thread that are read and encoded at a time
 BLOCK = 1 << 20              # bytes at each end of a file that every study verifies
@@ -509,8 +484,7 @@ TEXT_FILE, JSON_FILE = r"\.(txt|jsonl?|ndjson)(\.gz)?$", r"\.(jsonl?|ndjson)(\.g
 
 
 def find_texts(paths):
-    """The text files that the paths name; of a folder, all files below it with a known ending. Raises
-    ValueError if a path does not exist, is empty or holds no text."""
+    """The text files that the paths name; of a folder, all files below it with a known ending."""
     found = []
     for path in map(Path, paths):
         require(path.exists(), f"{path} does not exist")
@@ -519,41 +493,45 @@ def find_texts(paths):
             inside = sorted(p for p in path.rglob("*") if re.search(TEXT_FILE, p.name))
         require(inside, f"{path} holds no .txt, .json, .jsonl or .ndjson file, also with .gz")
         found += inside
-    for path in found:
-        require(path.stat().st_size, f"{path} is empty: leave it out")
     return found
 
 
 def read_documents(path, field="text", errors="strict"):
-    """Yields the documents of a file, as strings. JSON lines, which the ending or the first line tells, hold one
-    each, under `field`. In other files blank lines separate documents. Raises ValueError with file and line."""
-    is_json, lines = bool(re.search(JSON_FILE, path.name)), []
+    """Yields the documents of a file that are not empty, in pieces of at most LONGEST_DOCUMENT characters.
+    JSON lines, which the ending or the first line tells, hold one each. Else blank lines separate them."""
+    is_json = True if re.search(JSON_FILE, path.name) else None  # None: the first line will tell
+    text, lines = "", []
     for where, line in read_lines(path, errors):
-        is_json = is_json or not lines and bool(re.match(r'\s*{\s*"', line or ""))
+        if is_json is None and line:
+            is_json = bool(re.match(r'\s*{\s*"', line))
         if is_json and line:
-            text = parse_object(line, where).get(field)
-            require(isinstance(text, str), f"{where}: no field {field!r} with a text; give its name as --field")
-            try:
-                yield text.encode("utf-16", "surrogatepass").decode("utf-16", errors)  # an escape may be half a pair
-            except UnicodeDecodeError:
-                raise ValueError(f"{where}: half of a surrogate pair; correct it, or give --errors replace") from None
+            found = parse_object(line, where).get(field)
+            require(isinstance(found, str), f"{where}: no field {field!r} with a text; name it with --field")
+            text = found.encode("utf-8", "replace").decode()  # JSON can spell half of a surrogate pair
+            require(errors == "replace" or text == found,
+                    f"{where}: half of a surrogate pair; correct it, or give --errors replace")
         elif line:
             lines.append(line)
         if lines and (not line or len(lines) > 10_000):
-            yield "".join(lines).strip("\r\n")
-            lines = []
+            text, lines = "".join(lines).strip("\r\n"), []
+        for start in range(0, len(text), LONGEST_DOCUMENT):
+            yield text[start:start + LONGEST_DOCUMENT]
+        text = ""
 
 
-def is_held_out(text, val):
-    """Whether a document is for validation, by a hash of its text: equal documents are on the same side."""
-    return zlib.crc32(text.encode()) / 2 ** 32 < val
+def next_batch(documents, characters):
+    """The next documents with about so many characters; [] at the end."""
+    batch = []
+    while characters > 0 and (text := next(documents, None)):
+        batch.append(text)
+        characters -= len(text)
+    return batch
 
 
 def prepare(name, paths, out="data", field="text", tokenizer="gpt2", vocab_size=None, val=0.005,
             errors="strict", workers=None):
-    """Encodes text files into out/name: train.bin and val.bin, split by document, tokenizer.json and manifest.json.
-    It works in out/name.part, where an interrupted run goes on, and renames it at the end. Returns the folder. Raises
-    ValueError for a user's mistake, before anything is written where that can be known."""
+    """Encodes text files into the folder out/name and returns it. Works in out/name.part; an interrupted run
+    goes on there. Raises ValueError for a mistake, where possible before anything is written."""
     final, part, files = Path(out) / name, Path(out) / f"{name}.part", find_texts(paths)
     require(re.fullmatch(r"\w[\w+-]*", name), f"--name is {name!r}, expected letters, digits, _ + -")
     require(0 < val < 1, f"--val is {val}, expected a share between 0 and 1")
@@ -561,15 +539,19 @@ def prepare(name, paths, out="data", field="text", tokenizer="gpt2", vocab_size=
     require(vocab_size is None or tokenizer == "bpe", "--vocab_size goes with --tokenizer bpe: leave it out")
     require(vocab_size is None or vocab_size > 256, f"--vocab_size is {vocab_size}, expected 257 or more")
     require(not final.exists(), f"{final} is there already: choose another --name")
-    for file in files:  # the first document shows a wrong --field, or that there is no text
-        require(next(read_documents(file, field, errors), ""), f"{file} holds no text: leave it out")
+    sample = []
+    for file in files:  # its start also shows a wrong --field
+        start = next_batch(read_documents(file, field, errors), max(1, 16_000_000 // len(files)))
+        require(start, f"{file} holds no text: leave it out")
+        sample += start
     if tokenizer == "bpe":
-        sample = [text for file in files for text in islice(read_documents(file, field, errors), 20_000)]
         tok = Tokenizer(train_bpe(sample, vocab_size or 8192))
     else:
         tok = load_tokenizer(tokenizer)
-    plan = {"files": [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files], "field": field,
-            "tokenizer_sha256": hashlib.sha256(tok.to_json().encode()).hexdigest(), "val": val, "errors": errors}
+    plan = {"files": [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files],
+            "field": field, "val": val, "errors": errors, "vocab_size": tok.vocab_size,
+            "tokenizer_sha256": hashlib.sha256(tok.to_json().encode()).hexdigest(),
+            "dtype": np.dtype(tok.dtype).name}
     final.parent.mkdir(parents=True, exist_ok=True)
     with lock(final.with_name(f".{name}.lock")) as free:
         require(free, f"another prepare of {final} is running: wait for it, or choose another --name")
@@ -578,114 +560,95 @@ def prepare(name, paths, out="data", field="text", tokenizer="gpt2", vocab_size=
         (part / "tokenizer.json").write_text(tok.to_json())
         done = encode_files(files, part, tok, plan, workers or os.cpu_count())
         for side, n in done["tokens"].items():
-            require(n, f"no document of {name} went to {side}; of {done['documents']} documents, {val:.2%} were to "
-                       "be for validation: give more text, or change --val")
-        sums = {side: checksum(part / f"{side}.bin", whole=True) for side in ("train", "val")}
-        manifest = {"name": name, "vocab_size": tok.vocab_size, "dtype": np.dtype(tok.dtype).name, "checksums": sums}
-        text = json.dumps(manifest | done | plan, indent=1) + "\n"
+            require(n, f"no document of {name} went to {side}; it has {done['documents']} documents: give more "
+                    "text, or change --val")
+        sums = {side: checksum(part / f"{side}.bin", whole=True) for side in done["tokens"]}
+        text = json.dumps({"name": name} | done | {"checksums": sums} | plan, indent=1) + "\n"
         write_atomically(part / "manifest.json", lambda p: p.write_text(text))
-        (part / "progress.json").unlink()
+        for leftover in [part / "progress.json", *part.glob("*.tmp")]:  # a killed run leaves a .tmp
+            leftover.unlink()
         os.replace(part, final)
-    print(f"{final}: {done['tokens']['train']:,} tokens for training, {done['tokens']['val']:,} for validation")
+    train, val = done["tokens"].values()
+    print(f"{final}: {train:,} tokens for training, {val:,} for validation")
     return final
 
 
 def encode_files(files, part, tok, plan, threads):
-    """Appends the documents of all files to part/train.bin and part/val.bin. After every batch, part/progress.json
-    notes how many documents and tokens that makes. A restart cuts the two files there and skips those documents."""
-    progress, done = part / "progress.json", {"documents": 0, "tokens": {"train": 0, "val": 0}}
-    size, total = np.dtype(tok.dtype).itemsize, sum(file.stat().st_size for file in files)
+    """Appends the documents of all files to part/train.bin and part/val.bin. After each batch, progress.json
+    notes how many documents and tokens that makes. A restart cuts both files there and goes on from there."""
+    progress, itemsize = part / "progress.json", np.dtype(tok.dtype).itemsize
+    done = {"documents": 0, "tokens": {"train": 0, "val": 0}}
     try:
-        saved = json.loads(progress.read_text())
-        held = {side: (part / f"{side}.bin").stat().st_size // size for side in done["tokens"]}
-        if saved["plan"] == plan and all(held[side] >= n for side, n in saved["done"]["tokens"].items()):
-            done = saved["done"]
+        noted = parse_object(progress.read_bytes(), progress)
+        held = {side: (part / f"{side}.bin").stat().st_size // itemsize for side in done["tokens"]}
+        fits = all(0 <= noted["done"]["tokens"][side] <= n for side, n in held.items())
+        if noted["plan"] == plan and fits and noted["done"]["documents"] >= 0:
+            done = noted["done"]
     except (OSError, ValueError, KeyError, TypeError):
         pass  # nothing that could be used is there
+    documents = (text for file in files for text in read_documents(file, plan["field"], plan["errors"]))
+    documents = islice(documents, done["documents"], None)
     with open(part / "train.bin", "ab") as train, open(part / "val.bin", "ab") as val, \
-            ThreadPoolExecutor(1) as reader, tqdm(total=total, unit="B", unit_scale=True) as bar:
-        train.truncate(done["tokens"]["train"] * size)
-        val.truncate(done["tokens"]["val"] * size)
-        stream = islice(all_documents(files, plan, bar), done["documents"], None)
-        ahead = reader.submit(next_batch, stream, BATCH * threads)
+            ThreadPoolExecutor(1) as reader, tqdm(unit=" documents", initial=done["documents"]) as bar:
+        train.truncate(done["tokens"]["train"] * itemsize)
+        val.truncate(done["tokens"]["val"] * itemsize)
+        ahead = reader.submit(next_batch, documents, BATCH * threads)
         while batch := ahead.result():
-            ahead = reader.submit(next_batch, stream, BATCH * threads)  # is read while this one is encoded
-            for side, out in (("train", train), ("val", val)):
-                texts = [text for text in batch if is_held_out(text, plan["val"]) == (side == "val")]
-                ids = tok.encode_documents(texts, threads)
-                out.write(ids.tobytes())
-                out.flush()
-                os.fsync(out.fileno())
+            ahead = reader.submit(next_batch, documents, BATCH * threads)  # is read while this one is encoded
+            sides = {"train": [], "val": []}
+            for text in batch:  # a hash decides, so equal documents go to the same side
+                share = zlib.crc32(text.encode()) / 2 ** 32
+                sides["val" if share < plan["val"] else "train"].append(text)
+            for side, file in (("train", train), ("val", val)):
+                ids = tok.encode_documents(sides[side], threads)
+                file.write(ids.tobytes())
+                file.flush()
+                os.fsync(file.fileno())
                 done["tokens"][side] += len(ids)
             done["documents"] += len(batch)
             text = json.dumps({"plan": plan, "done": done})
             write_atomically(progress, lambda p: p.write_text(text))
+            bar.update(len(batch))
     return done
 
 
-def all_documents(files, plan, bar):
-    """Yields the documents of all files, none longer than LONGEST_DOCUMENT characters."""
-    for file in files:
-        for text in read_documents(file, plan["field"], plan["errors"]):
-            for start in range(0, max(1, len(text)), LONGEST_DOCUMENT):
-                yield text[start:start + LONGEST_DOCUMENT]
-            bar.update(len(text))  # roughly its bytes, for a person to look at
-
-
-def next_batch(documents, characters):
-    """The next documents with about so many characters; [] at the end."""
-    batch = []
-    while characters > 0 and (text := next(documents, None)) is not None:
-        batch.append(text)
-        characters -= len(text) + 1
-    return batch
-
-
 def checksum(path, whole=False):
-    """The SHA-256 of a file's first and last block, and with whole=True of all of it."""
+    """The size of a file, the SHA-256 of its first and last block, and with whole=True of all of it."""
     data = np.memmap(path, mode="r") if path.stat().st_size else np.empty(0, np.uint8)
-    sums = {"ends": hashlib.sha256(bytes(data[:BLOCK]) + bytes(data[-BLOCK:])).hexdigest()}
+    sums = {"size": len(data), "ends": hashlib.sha256(bytes(data[:BLOCK]) + bytes(data[-BLOCK:])).hexdigest()}
     if whole:
         sums["whole"] = hashlib.sha256(data).hexdigest()
     return sums
 
 
 def load_manifest(folder, block_size, whole=False):
-    """The manifest of a prepared source, after a look at the sizes of the files and at their first and last block, or
-    with whole=True at every byte. Raises ValueError if something is wrong, or if there is less than a block."""
+    """The manifest of a prepared source, after a check of its files: of their sizes and both ends, or with
+    whole=True of every byte. Raises ValueError if something is wrong, or if there is less than a block."""
     folder = Path(folder)
     try:
-        manifest = parse_object((folder / "manifest.json").read_text(errors="replace"), folder / "manifest.json")
+        manifest = parse_object((folder / "manifest.json").read_bytes(), folder / "manifest.json")
         digest = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
-        require(digest == manifest["tokenizer_sha256"], f"{folder}/tokenizer.json has changed: prepare it again")
-        for side, n in manifest["tokens"].items():
-            file = folder / f"{side}.bin"
-            size = file.stat().st_size // np.dtype(manifest["dtype"]).itemsize
-            require(size == n, f"{file} holds {size} tokens, its manifest says {n}: prepare it again")
-            require(checksum(file, whole).items() <= manifest["checksums"][side].items(),
-                    f"{file} has changed since it was prepared: prepare it again")
-            require(n > block_size, f"{file} has {n} tokens; a block of {block_size} needs {block_size + 1}: give it "
-                                    "more text, a larger --val, or lower --block_size")
-    except OSError as e:
-        raise ValueError(f"{folder} is not a prepared source ({e.strerror}: {e.filename}): make it with python "
-                         "data.py prepare") from None
-    except (KeyError, TypeError, AttributeError) as e:
-        raise ValueError(f"{folder}/manifest.json is damaged or of an older version ({type(e).__name__}: {e}): "
-                         "prepare the source again") from None
+        changed = "has changed since it was prepared: prepare it again"
+        require(digest == manifest["tokenizer_sha256"], f"{folder}/tokenizer.json {changed}")
+        for side in ("train", "val"):
+            file, n, sums = folder / f"{side}.bin", manifest["tokens"][side], manifest["checksums"][side]
+            require(checksum(file, whole).items() <= sums.items(), f"{file} {changed}")
+            require(n > block_size, f"{file} has {n} tokens; a block of {block_size} needs {block_size + 1}: "
+                    "give it more text, a larger --val, or lower --block_size")
+    except (OSError, KeyError, TypeError, AttributeError) as e:
+        raise ValueError(f"{folder} is not a prepared source, or is damaged or of an older version "
+                         f"({type(e).__name__}: {e}): make it with python data.py prepare") from None
     return manifest
 
 
 # ---------------------------------------------------------------------------------------------------- sampler
 class Mixture:
-    """Draws batches from named sources. A batch is a pure function of (seed, step) and that step's weights.
-
-    sources maps a name to a one-dimensional array of token ids (a np.memmap will do).
+    """Draws batches from named arrays of ids. A batch is a pure function of (seed, step) and its weights.
 
         mix = Mixture({"target": ids_a, "english": ids_b}, block_size=64, seed=0)
         x, y, rows = mix.batch(step=0, batch_size=32, weights={"target": .8, "english": .2})
 
-    The rows of each source come from a stream of its own. So two runs with different weights still see the
-    same windows of the source that they share.
+    Each source has its own random stream. So runs with different weights see the same windows of a source.
     """
 
     def __init__(self, sources, block_size, seed):
@@ -696,11 +659,10 @@ class Mixture:
         self.offset = np.random.default_rng([seed, 0]).random()
 
     def counts(self, step, batch_size, weights):
-        """{source: rows} at a step. A seeded low-discrepancy sequence decides which source gets the row that
-        rounding leaves over, so the shares over any run of steps differ from the weights by a row or two."""
+        """{source: rows} at a step. A seeded low-discrepancy sequence gives away the row that rounding leaves
+        over. So the shares over any run of steps differ from the weights by a row or two."""
         unknown = sorted(set(weights) - set(self.sources))
-        require(not unknown, f"the mixture names {unknown}, which is not among the sources "
-                f"{sorted(self.sources)}: prepare it or correct the name")
+        require(not unknown, f"the mixture names {unknown}, but its sources are {sorted(self.sources)}")
         u = (self.offset + step * 0.6180339887498949) % 1.0
         edges = np.floor(np.cumsum([0.0, *weights.values()]) * batch_size + u + 1e-9).astype(int)
         return dict(zip(weights, np.diff(edges).tolist()))
@@ -719,26 +681,24 @@ class Mixture:
 
 
 # ----------------------------------------------------------------------------------------------- command line
-class Parser(argparse.ArgumentParser):
+def one_line_parser(**kwargs):
     """argparse, with an error in one line and flags written out in full."""
-
-    def __init__(self, **kwargs):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
-
-    def error(self, message):
-        refuse(message)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(allow_abbrev=False, formatter_class=raw, **kwargs)
+    parser.error = refuse
+    return parser
 
 
 def show_command(argv):
     """Prints a document of every kind, and how it is tokenized."""
-    parser = Parser(description=__doc__)
+    parser = one_line_parser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="of the target language and of the documents")
     parser.add_argument("--target-order", default="SOV", help="word order of the target language")
     parser.add_argument("--cognates", type=float, default=0.4, help="share of nouns spelled as in English")
     flags = parser.parse_args(argv)
     world = World(targets=(("target", flags.seed, flags.target_order, flags.cognates),))
-    corpora = {name: write_corpus(world, name, 2000, flags.seed) for name in world.languages()}
-    tok = Tokenizer(train_bpe([d for docs in corpora.values() for d in docs], 2048))
+    documents = [d for name in world.languages() for d in write_corpus(world, name, 2000, flags.seed)]
+    tok = Tokenizer(train_bpe(documents, 2048))
     for name, lang in world.languages().items():
         for kind, share in SOURCES[name][1].items():
             text = DOCUMENT_KINDS[kind](Random(flags.seed), world, lang)
@@ -748,27 +708,23 @@ def show_command(argv):
 
 def prepare_command(argv):
     """Encodes text files as a source of tokens."""
-    parser = Parser(prog="data.py prepare", description=prepare_command.__doc__)
+    parser = one_line_parser(prog="data.py prepare", description=prepare_command.__doc__)
     parser.add_argument("paths", nargs="+", help="plain text or JSON lines, also gzip; or folders")
     parser.add_argument("--name", required=True, help="of the source, and of its folder")
     parser.add_argument("--out", default="data", help="folder of the prepared sources")
     parser.add_argument("--field", default="text", help="of a JSON line that holds the text")
-    parser.add_argument("--tokenizer", default="gpt2", help="gpt2; bpe, trained on a sample of these files; "
-                        "the folder of a prepared source; or one with GPT-2's vocab.json and merges.txt")
+    parser.add_argument("--tokenizer", default="gpt2", help="gpt2; bpe, trained on these files; or the folder "
+                        "of a prepared source, or of GPT-2's vocab.json and merges.txt")
     parser.add_argument("--vocab_size", type=int, help="of --tokenizer bpe, at most; by default 8192")
     parser.add_argument("--val", type=float, default=0.005, help="share of the documents for validation")
     parser.add_argument("--errors", choices=["strict", "replace"], default="strict", help="on invalid UTF-8")
     parser.add_argument("--workers", type=int, help="threads, by default as many as cores")
-    try:
-        prepare(**vars(parser.parse_args(argv)))
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    prepare(**vars(parser.parse_args(argv)))
 
 
 def check_command(argv):
     """Verifies every byte of prepared sources against their manifests."""
-    parser = Parser(prog="data.py check", description=check_command.__doc__)
+    parser = one_line_parser(prog="data.py check", description=check_command.__doc__)
     parser.add_argument("folders", nargs="+", help="folders that data.py prepare made, such as data/eu")
     for folder in parser.parse_args(argv).folders:
         tokens = load_manifest(folder, 0, whole=True)["tokens"]
@@ -776,15 +732,16 @@ def check_command(argv):
 
 
 def main():
-    commands = {"prepare": prepare_command, "check": check_command}
-    if sys.argv[1:] and sys.argv[1] in commands:
-        commands[sys.argv[1]](sys.argv[2:])
-    else:
-        show_command(sys.argv[1:])
+    command, flags = show_command, sys.argv[1:]
+    if flags and flags[0] in ("prepare", "check"):
+        command = {"prepare": prepare_command, "check": check_command}[flags.pop(0)]
+    try:
+        command(flags)
+    except (ValueError, OSError) as e:
+        refuse(e)
+    except KeyboardInterrupt:
+        refuse("stopped; the same command goes on from there", 130)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as e:
-        refuse(e)
+    main()

@@ -119,4 +119,4 @@ def test_a_log_with_any_row_changed_is_refused_or_reported(study, tmp_path_facto
         except ValueError as e:
             assert str(folder) in str(e)
             return
-    assert "nan" not in (folder / "report.md").read_text().split("## Settings")[0]
+    assert "nan" not in (folder / "report.md").read_text().split("## Arms and settings")[0]

@@ -18,6 +18,7 @@ from data import Tokenizer, load_manifest, load_tokenizer, lock, prepare, read_j
 LATIN = "Txakurrak etxean daude, eta katua leihoan. Ünïcode: ñ, ç."
 ARABIC = "اللغة العربية لغة جميلة، والقطة في البيت."
 DEVANAGARI = "बिल्ली घर में है और कुत्ता बाहर है।"
+FILES = ("train.bin", "val.bin", "tokenizer.json")
 DOCUMENTS = [f"{script} {i}\n{script[:20]}" for i in range(40) for script in (LATIN, ARABIC, DEVANAGARI)]
 
 
@@ -33,8 +34,7 @@ def write(path, documents=DOCUMENTS, field="text"):
 
 def read(path, **kwargs):
     """The documents of a file."""
-    with open(path, "rb") as f:
-        return list(data.read_documents(f, **kwargs))
+    return list(data.read_documents(path, **kwargs))
 
 
 def small(name, files, folder, **kwargs):
@@ -70,16 +70,19 @@ def test_batches_and_threads_of_any_number_give_the_same_files(tmp_path, monkeyp
     whole = small("whole", [path], tmp_path, workers=1)
     monkeypatch.setattr(data, "BATCH", batch)
     again = small("again", [path], tmp_path, workers=threads)
-    for file in ("train.bin", "val.bin", "tokenizer.json"):
+    for file in FILES:
         assert (whole / file).read_bytes() == (again / file).read_bytes()
 
 
-def test_a_document_that_is_too_long_is_cut_at_a_line_and_nothing_is_lost(tmp_path, monkeypatch):
+def test_a_document_that_is_too_long_is_cut_and_no_character_is_lost(tmp_path, monkeypatch):
+    text = "\n".join(f"line {i} {LATIN}" for i in range(12_000))  # of over 10,000 lines
+    paths = [write(tmp_path / name, [text]) for name in ("a.txt", "a.jsonl")]
+    assert "\n".join(read(paths[0])).replace("\n", "") == text.replace("\n", "")
     monkeypatch.setattr(data, "LONGEST_DOCUMENT", 500)
-    lines = [f"line {i} {LATIN}" for i in range(100)]
-    path = write(tmp_path / "a.txt", ["\n".join(lines)])
-    found = read(path)
-    assert len(found) > 5 and "\n".join(found) == "\n".join(lines)
+    found = read(paths[1])
+    assert "".join(found) == text and max(map(len, found)) == 500
+    whole = write(tmp_path / "b.txt", [text[:1300]])
+    assert "".join(read(whole)) == text[:1300] and len(read(whole)) == 3
 
 
 def test_equal_documents_go_to_the_same_side_and_the_split_does_not_depend_on_the_files(tmp_path):
@@ -100,7 +103,6 @@ def test_equal_documents_go_to_the_same_side_and_the_split_does_not_depend_on_th
 def test_a_stopped_preparation_goes_on_and_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, stop_at):
     files = [write(tmp_path / f"{i}.txt", [f"{d} {i}" for d in DOCUMENTS]) for i in range(4)]
     monkeypatch.setattr(data, "BATCH", 1000)
-    monkeypatch.setattr(data, "SAVE_EVERY", 0)
     whole = small("whole", files, tmp_path, workers=1)
     encode, calls = Tokenizer.encode_documents, []
 
@@ -116,35 +118,48 @@ def test_a_stopped_preparation_goes_on_and_ends_as_an_uninterrupted_one(tmp_path
             small("stopped", files, tmp_path, workers=1)
     part = tmp_path / "stopped.part"
     assert not (tmp_path / "stopped").exists()  # what is not complete cannot be used
-    done = json.loads((part / "progress.json").read_text())["done"]
-    assert (done["documents"] > 0) == (stop_at > 2)
+    if stop_at > 2:  # two calls a batch
+        assert json.loads((part / "progress.json").read_text())["done"]["documents"] > 0
     with open(part / "train.bin", "ab") as f:  # written, but not noted before a kill
         f.write(b"some half a token")
     small("stopped", files, tmp_path, workers=1)
-    for name in ("train.bin", "val.bin", "tokenizer.json"):
+    for name in FILES:
         assert (tmp_path / "stopped" / name).read_bytes() == (whole / name).read_bytes()
-    assert not part.exists() and {p.name for p in (tmp_path / "stopped").iterdir()} == {
-        "train.bin", "val.bin", "tokenizer.json", "manifest.json"}
+    assert not part.exists() and {p.name for p in (tmp_path / "stopped").iterdir()} == {*FILES, "manifest.json"}
 
 
 def test_a_preparation_begun_with_other_settings_or_cut_files_starts_again(tmp_path):
     path = write(tmp_path / "a.txt")
     whole = small("whole", [path], tmp_path)
-    for left in ("{", "[]", json.dumps({"plan": {}, "done": {"documents": 5, "train": 9, "val": 9}})):
+    manifest = json.loads((whole / "manifest.json").read_text())
+    keys = ("files", "field", "val", "errors", "vocab_size", "tokenizer_sha256", "dtype")
+    plan, done = {key: manifest[key] for key in keys}, {"documents": 5, "tokens": {"train": 1, "val": 1}}
+    left = [b"{", b"[]", b"\xff", b"[" * 100_000, {"plan": plan}, {"plan": plan | {"val": 0.3}, "done": done},
+            {"plan": plan, "done": {"documents": 5, "tokens": {"train": 99, "val": 1}}},  # more than is there
+            {"plan": plan, "done": {"documents": 5, "tokens": {"train": -1, "val": 1}}},
+            {"plan": plan, "done": {"documents": 5, "tokens": {"train": 1}}},
+            {"plan": plan, "done": {"documents": -5, "tokens": {"train": 1, "val": 1}}},
+            {"plan": plan, "done": {"tokens": {"train": 1, "val": 1}}}, {"plan": plan, "done": [1]}]
+    for content in left:
         part = tmp_path / "x.part"
         part.mkdir()
-        (part / "progress.json").write_text(left)
+        content = content if isinstance(content, bytes) else json.dumps(content).encode()
+        (part / "progress.json").write_bytes(content)
+        (part / "progress.json.123.tmp").write_bytes(b"of a killed run")
         (part / "train.bin").write_bytes(b"left over")
+        (part / "val.bin").write_bytes(b"left over")
         folder = small("x", [path], tmp_path)
-        assert (folder / "train.bin").read_bytes() == (whole / "train.bin").read_bytes()
+        for name in FILES:
+            assert (folder / name).read_bytes() == (whole / name).read_bytes(), content
+        assert {p.name for p in folder.iterdir()} == {*FILES, "manifest.json"}
         shutil.rmtree(folder)
 
 
 def test_a_killed_process_leaves_no_lock_and_its_successor_ends_as_an_uninterrupted_one(tmp_path):
     files = [str(write(tmp_path / f"{i}.txt", [f"{d} {i} {k}" for k in range(15) for d in DOCUMENTS]))
              for i in range(2)]
-    code = ("import data, sys; data.BATCH, data.SAVE_EVERY = 20_000, 0; data.prepare(sys.argv[1], sys.argv[2:], "
-            "'.', tokenizer='bpe', vocab_size=400, workers=1)")
+    code = ("import data, sys; data.BATCH = 20_000; "
+            "data.prepare(sys.argv[1], sys.argv[2:], '.', tokenizer='bpe', vocab_size=400, workers=1)")
     flags = [sys.executable, "-c", code]
     assert subprocess.run([*flags, "whole", *files], cwd=tmp_path, capture_output=True).returncode == 0
     killed = subprocess.Popen([*flags, "killed", *files], cwd=tmp_path, stderr=subprocess.DEVNULL)
@@ -157,7 +172,7 @@ def test_a_killed_process_leaves_no_lock_and_its_successor_ends_as_an_uninterrup
     assert part.exists() and not (tmp_path / "killed").exists()
     again = subprocess.run([*flags, "killed", *files], cwd=tmp_path, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
-    for name in ("train.bin", "val.bin", "tokenizer.json"):
+    for name in FILES:
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
@@ -186,22 +201,25 @@ def test_a_changed_file_of_a_source_is_refused_at_the_start_of_a_study(tmp_path,
 
 
 def test_check_reads_every_byte_of_a_source_and_a_study_both_ends(tmp_path, monkeypatch, call):
-    monkeypatch.setattr(data, "BLOCK", 64)
     folder = small("x", [write(tmp_path / "a.txt")], tmp_path)
     code, out, _ = call(tmp_path, "data.py", "check", folder)
     assert code == 0 and f"{folder}: whole; " in out
+    monkeypatch.setattr(data, "BLOCK", 64)
+    folder = small("y", [tmp_path / "a.txt"], tmp_path)
     content = bytearray((folder / "train.bin").read_bytes())
     content[len(content) // 2] ^= 1
     (folder / "train.bin").write_bytes(content)
-    assert load_manifest(folder, 8)["name"] == "x"
+    assert load_manifest(folder, 8)["name"] == "y"
+    with pytest.raises(ValueError, match="train.bin has changed"):
+        load_manifest(folder, 8, whole=True)
     code, _, err = call(tmp_path, "data.py", "check", folder)
-    assert code == 2 and "train.bin has changed" in err and len(err.splitlines()) == 1
+    assert code == 2 and "train.bin has changed" in err.splitlines()[-1] and "Traceback" not in err
 
 
 @pytest.mark.parametrize("content, words", [
     (b"\x80\xff binary", "manifest.json: not JSON"), (b"{", "manifest.json: not JSON"),
-    (b"[]", "manifest.json is damaged"),
-    (b'{"tokens": {}}', "damaged or of an older version .*prepare it again"),
+    (b"[]", "manifest.json: not an object"), (b'{"tokens": {}}', "damaged or of an older version .*data.py prepare"),
+    (b'{"tokenizer_sha256": 1, "tokens": [1]}', "tokenizer.json has changed"),
     (b"1" * 5000, "manifest.json: not JSON")])
 def test_a_damaged_manifest_is_named(tmp_path, content, words):
     folder = small("x", [write(tmp_path / "a.txt")], tmp_path)
@@ -222,8 +240,28 @@ def test_json_lines_and_gzip_are_told_by_their_content_whatever_the_name(tmp_pat
                           ("d.txt.gz", lines)):  # as a browser unzips it
         (tmp_path / name).write_bytes(content)
         assert read(tmp_path / name) == DOCUMENTS
-    (tmp_path / "e.txt.gz").write_bytes(b"{no JSON\n\nplain text")
-    assert read(tmp_path / "e.txt.gz") == ["{no JSON", "plain text"]
+    for text in ('{no JSON\n\nplain text', 'the first line tells\n\n{"a": 1}\n{"b": 2}'):
+        (tmp_path / "e.txt.gz").write_text(text)
+        assert read(tmp_path / "e.txt.gz") == text.split("\n\n")
+
+
+def test_empty_documents_are_left_out_even_the_first(tmp_path):
+    path = write(tmp_path / "a.jsonl", ["", *DOCUMENTS, ""])
+    assert sorted(documents_in(small("x", [path], tmp_path))[0]) == sorted(DOCUMENTS)
+
+
+def test_the_sample_for_a_tokenizer_is_bounded_however_much_text_there_is(tmp_path, monkeypatch):
+    files = [write(tmp_path / f"{i}.txt", ["x" * 100_000] * 200) for i in range(4)]  # 80 MB
+    sizes = []
+
+    def train(texts, vocab_size):
+        sizes.append(sum(map(len, texts)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data, "train_bpe", train)
+    with pytest.raises(KeyboardInterrupt):
+        small("x", files, tmp_path)
+    assert 15_000_000 < sizes[0] < 17_000_000 and not (tmp_path / "x.part").exists()
 
 
 def test_a_folder_gives_all_its_files_of_known_endings(tmp_path):
@@ -254,12 +292,22 @@ def test_a_line_that_cannot_be_read_is_named(tmp_path, content, words):
         list(read_json_lines(tmp_path / "a.jsonl"))
 
 
-def test_a_text_that_spells_the_end_of_text_stays_text_and_long_runs_are_lossless(tmp_path):
+def test_a_text_that_spells_the_end_of_text_ends_a_document_there(tmp_path):
     small("tok", [write(tmp_path / "b.txt")], tmp_path)
-    documents = [f"a {data.EOT} b", *DOCUMENTS, "x" + " " * 1_100_000 + "y", "\n" * 10 + "z" * 1_100_000]
-    folder = small("x", [write(tmp_path / "a.jsonl", documents)], tmp_path, tokenizer=str(tmp_path / "tok"),
-                   vocab_size=None)
-    assert sorted(documents_in(folder)[0]) == sorted(documents)
+    path = write(tmp_path / "a.jsonl", [f"a {data.EOT} b", *DOCUMENTS])
+    folder = small("x", [path], tmp_path, tokenizer=str(tmp_path / "tok"), vocab_size=None)
+    assert sorted(documents_in(folder)[0]) == sorted(["a ", " b", *DOCUMENTS])
+
+
+def test_long_runs_of_one_character_are_lossless(tmp_path):
+    small("tok", [write(tmp_path / "b.txt")], tmp_path)
+    long = ["x" + " " * 1_100_000 + "y", "\n" * 10 + "z" * 1_100_000, "\ufeffa"]
+    folder = small("x", [write(tmp_path / "a.jsonl", [*long, *DOCUMENTS])], tmp_path,
+                   tokenizer=str(tmp_path / "tok"), vocab_size=None)
+    step, pieces = data.LONGEST_DOCUMENT, []
+    for text in long:
+        pieces += [text[k:k + step] for k in range(0, len(text), step)]
+    assert sorted(documents_in(folder)[0]) == sorted([*pieces, *DOCUMENTS])
 
 
 @pytest.fixture
@@ -331,43 +379,31 @@ def test_a_vocabulary_may_have_its_end_of_text_anywhere(gpt2_files, tmp_path, pl
     assert again.to_json() == tok.to_json() and sorted(documents_in(source)[0]) == sorted(DOCUMENTS)
 
 
-def transformers_file(folder, **changes):
-    """tokenizer.json as transformers writes it, in place of vocab.json and merges.txt."""
-    ids = json.loads((folder / "vocab.json").read_text())
-    merges = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")[1:-1]
-    saved = {"version": "1.0", "added_tokens": [{"id": ids.pop(data.EOT), "content": data.EOT, "special": True}],
-             "normalizer": None,
-             "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
-             "model": {"type": "BPE", "vocab": ids, "merges": [m.split(" ") for m in merges]}}
-    (folder / "tokenizer.json").write_text(json.dumps(saved | changes))
-    (folder / "vocab.json").unlink()
-    (folder / "merges.txt").unlink()
+def test_a_tokenizer_json_alone_is_refused_with_the_line_that_writes_the_published_files(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match="only a tokenizer.json.*GPT2Tokenizer.from_pretrained.*save_vocabulary"):
+        load_tokenizer(tmp_path)
 
 
-def test_a_tokenizer_json_of_transformers_gives_the_tokenizer_of_the_published_files(gpt2_files):
-    folder, _ = gpt2_files
-    published = load_tokenizer(folder).to_json()
-    transformers_file(folder)
-    assert load_tokenizer(folder).to_json() == published
-
-
-@pytest.mark.parametrize("changes", [
-    {"normalizer": {"type": "NFC"}}, {"pre_tokenizer": {"type": "Whitespace"}}, {"model": {"type": "WordPiece"}},
-    {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}])
-def test_a_tokenizer_json_of_another_kind_is_refused_with_what_to_give(gpt2_files, changes):
-    folder, _ = gpt2_files
-    transformers_file(folder, **changes)
-    with pytest.raises(ValueError, match="not a byte-level BPE like GPT-2's.*vocab.json and merges.txt"):
+@pytest.mark.parametrize("file", ["tokenizer.json", "manifest.json"])
+def test_a_damaged_tokenizer_of_a_prepared_source_is_named(tmp_path, file):
+    folder = small("x", [write(tmp_path / "a.txt")], tmp_path)
+    (folder / file).write_bytes(b"\xff{")
+    with pytest.raises(ValueError, match=file):
         load_tokenizer(folder)
 
 
 @pytest.mark.parametrize("file, content, words", [
-    ("vocab.json", b"\xff\xfe\x01", "vocab.json: not JSON"), ("vocab.json", b"[]", "has no id in the vocabulary"),
+    ("vocab.json", b"\xff\xfe\x01", "vocab.json: not JSON"), ("vocab.json", b"[]", "vocab.json: not an object"),
+    ("vocab.json", b'{"!": "x"}', "'!' has no id in vocab.json"),
     ("merges.txt", b"#version\na\n\xffb", "merges.txt, line 3: byte 0xff"),
-    ("merges.txt", b"q zz", "'qzz' has no id"),
+    ("merges.txt", b"q zz", "merges.txt: 'qzz' has no id in vocab.json"), ("vocab.json", "twice", "two tokens have the same id"),
     ("merges.txt", "backwards", "do not rise in the order of the merges")])
 def test_a_damaged_vocabulary_is_named(gpt2_files, file, content, words):
     folder, _ = gpt2_files
+    if content == "twice":
+        ids = json.loads((folder / file).read_text())
+        content = json.dumps(ids | {data.EOT: 3}).encode()
     if content == "backwards":
         content = "\n".join((folder / file).read_text(encoding="utf-8").splitlines()[:0:-1]).encode()
     (folder / file).write_bytes(content)
@@ -386,17 +422,17 @@ def test_without_cache_and_network_the_message_says_how_to_get_the_vocabulary(mo
 MISTAKES = [  # name of the file, its bytes, flags, words of the message
     ("a.txt", b"good\n\nbad \xff byte", [], "a.txt, line 3: byte 0xff is not UTF-8.*--errors replace"),
     ("a.txt.gz", gzip.compress(b"ok\n\n" * 9 + b"\xc3("), [], "a.txt.gz, line 19: byte 0xc3"),
-    ("a.txt", b"", [], "a.txt is empty"), ("none.txt", None, [], "none.txt does not exist"),
-    ("a.txt", b" \n\t\n  ", [], "a.txt holds only blank lines"), ("folder", None, [], "holds no .txt"),
+    ("a.txt", b"", [], "a.txt holds no text"), ("none.txt", None, [], "none.txt does not exist"),
+    ("a.txt", b" \n\t\n  ", [], "a.txt holds no text"), ("folder", None, [], "holds no .txt"),
     ("a.jsonl", b'{"text": "x"}\n{"text": ', [], "a.jsonl, line 2: not JSON"),
     ("a.jsonl", b'{"text": "x"}\n\n{"txt": "y"}', [], "a.jsonl, line 3: no field 'text'.*--field"),
     ("a.jsonl", b'{"text": 3}', [], "line 1: no field 'text' with a text"),
-    ("a.jsonl", b'[1]', [], "line 1: no field"), ("a.json", b'[\n{"text": "x"}]', [], "line 1: not JSON"),
-    ("a.jsonl", b'"text"', [], "line 1: no field"),
+    ("a.jsonl", b'[1]', [], "line 1: not an object"), ("a.json", b'[\n{"text": "x"}]', [], "line 1: not JSON"),
+    ("a.jsonl", b'"text"', [], "line 1: not an object"),
     ("a.jsonl", b'{"text": "\\ud800"}', [], "line 1: half of a surrogate"),
     ("a.jsonl", b'{"text": "x", "n": ' + b"9" * 5000 + b"}", [], "a.jsonl, line 1: not JSON"),
     ("a.jsonl", b'{"text": "x"}', ["--field", "body"], "no field 'body'"),
-    ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 500)[:-20], [], "not a whole gzip file"),
+    ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 500)[:-20], [], r"a.jsonl.gz, line \d+: cannot be read .*is the file whole"),
     ("a.txt", b"one", [], "no document of x went to val"),
     ("a.txt", b"one", ["--val", "0.99999"], "no document of x went to train"),
     ("a.txt", b"x", ["--val", "2"], "val is 2.0"),
@@ -432,16 +468,18 @@ def test_a_refused_command_writes_nothing_and_does_not_burn_its_name(tmp_path, c
     assert call(tmp_path, "data.py", "prepare", "a.jsonl", "--name", "x", *flags)[0] == 0
 
 
-def test_deleting_is_advised_only_of_what_prepare_made(tmp_path):
+def test_no_message_advises_to_delete_anything(tmp_path):
     path = write(tmp_path / "a.txt")
     (tmp_path / "mine").mkdir()
-    with pytest.raises(ValueError, match=r"mine is there already: choose another --name$"):
-        small("mine", [path], tmp_path)
     small("ours", [path], tmp_path)
-    with pytest.raises(ValueError, match="ours is there already: delete it, or choose another --name"):
-        small("ours", [path], tmp_path)
+    for name in ("mine", "ours"):
+        with pytest.raises(ValueError, match=f"{name} is there already: choose another --name$"):
+            small(name, [path], tmp_path)
+    assert not re.search(r"\b(delete|remove|rm)\b", (ROOT / "data.py").read_text())
 
 
 def test_errors_replace_keeps_what_can_be_read(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"good\n\nbad \xff byte")
     assert read(tmp_path / "a.txt", errors="replace") == ["good", "bad \ufffd byte"]
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "half \\ud800 and whole \\ud83d\\ude00"}')
+    assert read(tmp_path / "a.jsonl", errors="replace") == ["half ? and whole \U0001f600"]

@@ -206,7 +206,8 @@ def test_a_checkpoint_can_be_benchmarked_and_sampled_and_an_arm_run_from_a_given
 
 
 def test_a_study_that_is_interrupted_leaves_no_child_says_how_to_continue_and_continues(tmp_path):
-    flags = [sys.executable, ROOT / "train.py", *SMOKE, "--steps", "3000", "--checkpoint_every", "5"]
+    flags = [sys.executable, ROOT / "train.py", *SMOKE, "--steps", "3000", "--checkpoint_every", "5", "--only",
+             "target,ema"]
     process = subprocess.Popen(flags, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
                                start_new_session=True)
     folder, deadline = tmp_path / "runs/smoke/seed2026", time.time() + 60
