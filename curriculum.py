@@ -41,7 +41,7 @@ def cosine(x, first, last, start, end):
 def piecewise(x, *knots):
     """Each knot (from, weight) holds until the next; 0 before the first."""
     weight = 0.0
-    for start, value in knots:
+    for start, value in sorted(knots):
         if x >= start:
             weight = value
     return weight
@@ -51,8 +51,8 @@ SHAPES = {f.__name__: f for f in (constant, window, linear, cosine, piecewise)}
 
 
 class Curriculum:
-    """The parsed form of such a line: shapes is {source: (shape, its numbers), or None for rest}. ValueError
-    if it cannot be read, or has weights outside [0, 1] or not summing to 1."""
+    """A parsed schedule. shapes maps each source to (shape, numbers), or to None for rest. Raises ValueError
+    if the text cannot be read; weights() and check() raise it if weights leave [0, 1] or do not sum to 1."""
 
     def __init__(self, text):
         self.text, self.shapes = text, {}
@@ -77,14 +77,15 @@ class Curriculum:
             float(shape(0.5, *values))
             return shape, values
         except (KeyError, SyntaxError, TypeError, ValueError, ArithmeticError, RecursionError, MemoryError):
-            raise ValueError(f"curriculum: cannot read {name + (numbers or '')!r}; write constant(0.2), window("
-                             "0.2, 0, 0.1), linear(0.5, 0, 0, 1) or piecewise((0, 0.2), (0.1, 0))") from None
+            raise ValueError(f"curriculum: cannot read {name + (numbers or '')!r}; write constant(0.2), "
+                             "window(0.2, 0, 0.1), linear(0.5, 0, 0, 1), cosine(0.5, 0, 0, 1) or "
+                             "piecewise((0, 0.2), (0.1, 0))") from None
 
     def weights(self, step, steps):
         """{source: weight} at step 0 <= step < steps of a run; they sum to 1."""
-        w = {source: float(s[0](step / steps, *s[1])) if s else 0.0 for source, s in self.shapes.items()}
-        rest = 1.0 - sum(w.values())
-        w = {source: w[source] if s else rest for source, s in self.shapes.items()}
+        given = {source: float(s[0](step / steps, *s[1])) for source, s in self.shapes.items() if s}
+        rest = 1.0 - sum(given.values())
+        w = {source: given.get(source, rest) for source in self.shapes}
         if not all(-1e-9 <= x <= 1 + 1e-9 for x in w.values()) or abs(sum(w.values()) - 1) > 1e-9:  # or NaN
             raise ValueError(f"curriculum {self.text!r}: at step {step} of {steps} the weights are {w}; each "
                              f"must lie in [0, 1] and all must sum to 1, here {sum(w.values()):g}")

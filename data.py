@@ -71,8 +71,7 @@ def write_atomically(path, write, flush=True):
 
 @contextlib.contextmanager
 def lock(path, wait=False):
-    """Yields True while this process holds the lock file, or False if another one does; wait=True waits for
-    it. The lock ends with its process, even a killed one. Without fcntl it always yields True."""
+    """Yields True while this process holds the lock file, False if another does. It ends with its process."""
     with open(path, "a") as f:
         free = True
         if fcntl:
@@ -89,13 +88,12 @@ def parse_object(text, where):
         row = json.loads(text)
     except (ValueError, RecursionError) as e:  # also: bytes that are not UTF-8, thousands of digits
         raise ValueError(f"{where}: not JSON ({e})") from None
-    require(isinstance(row, dict), f"{where}: not an object with named fields, as in {{...}}")
+    require(isinstance(row, dict), f"{where}: {text[:40]!r} is not an object with named fields")
     return row
 
 
 def read_lines(path, errors="strict"):
-    """Yields ("FILE, line N", text) of each line, with None for a blank line and at the end of the file.
-    Unzips gzip files. Lines end at newlines alone: JSON may hold U+2028."""
+    """Yields ("FILE, line N", text) of each line, with None for a blank line and at the end. Unzips."""
     with open(path, "rb") as file:
         zipped = file.peek(2)[:2] == b"\x1f\x8b"
         source, n, line = gzip.open(file) if zipped else file, 0, b"\n"
@@ -103,7 +101,7 @@ def read_lines(path, errors="strict"):
             n += 1
             where = f"{path}, line {n}"
             try:
-                line = source.readline(LONGEST_LINE)
+                line = source.readline(LONGEST_LINE)  # ends at \n, never at U+2028, which JSON may hold
             except (EOFError, OSError, zlib.error) as e:
                 raise ValueError(f"{where}: cannot be read ({e}); is the file whole?") from None
             require(len(line) < LONGEST_LINE, f"{where}: over {LONGEST_LINE:,} bytes; break it")
@@ -166,14 +164,12 @@ ENGLISH = Language("english", {w: w for w in world_words()})
 
 
 def make_language(name, seed, order="SOV", cognates=0.4):
-    """A target language with generated words and its own word order. In each category, the share `cognates`
-    of the nouns is spelled as in English: these anchor the two languages to each other."""
+    """A language of generated words. In each category, the share `cognates` of nouns stays English."""
     require(sorted(order) == ["O", "S", "V"], f"word order {order!r} is no permutation of S, V, O (try SOV)")
     require(0 <= cognates <= 1, f"the share of cognates is {cognates}, expected a number from 0 to 1")
     rng = Random(f"{name}/{seed}")
     syllables = [c + v for c in rng.sample("bdgklmnprstz", 9) for v in "aeiou"]
     taken = set(world_words())
-
     def new_word(n_syllables):
         while True:
             word = "".join(rng.choices(syllables, k=n_syllables))
@@ -205,10 +201,8 @@ def draw_list(rng, rule, max_integer, length=3):
         answer = rng.choice(integers[odd_one::2])
         xs.insert(rng.randrange(length + 1), answer)
         return [str(x) for x in xs], str(answer)
-    if "character" in rule or ("element" in rule and rng.random() < 0.5):
-        xs = rng.sample(LETTERS, length)
-    else:
-        xs = rng.sample(integers, length)
+    letters = "character" in rule or ("element" in rule and rng.random() < 0.5)
+    xs = rng.sample(LETTERS if letters else integers, length)
     place = {"min": 0, "first": 0, "median": length // 2, "max": -1, "last": -1}[rule.split("_")[0]]
     answer = xs[place] if "element" in rule else sorted(xs)[place]
     return [str(x) for x in xs], str(answer)
@@ -220,8 +214,7 @@ def _in_reserve(elements):
 
 
 def is_reserved(elements):
-    """Whether a list belongs to the benchmark. A hash reserves an eighth of all sets of 3 or 4 elements, in
-    every order. A longer list is reserved if any run of 3 or 4 elements inside it is."""
+    """Whether 3 or 4 neighbours of a list, in any order, are of the eighth that is the benchmark's."""
     return any(_in_reserve(tuple(elements[i:i + n])) for n in (3, 4) for i in range(len(elements) - n + 1))
 
 
@@ -271,7 +264,6 @@ SOURCES = {  # name of a corpus: its language, and the shares of its kinds of do
     "english-patterns": ("english", _PATTERNS),
     "third-language": ("third", dict(prose=1)),
 }
-
 _ZIPF = list(accumulate((rank + 1) ** -0.7 for rank in range(20)))  # frequencies of the nouns of a category
 
 
@@ -289,7 +281,6 @@ def prose(rng, world, lang):
         if rng.random() < 0.4:
             adjective = rng.choice(ADJECTIVES[category if rng.random() < 0.9 else rng.choice(CATEGORIES)])
         return noun, adjective
-
     sentences = []
     for _ in range(rng.randint(4, 9)):
         s, o = rng.choice(CATEGORIES), rng.choice(CATEGORIES)
@@ -310,8 +301,7 @@ def lists(rng, world, lang):
 def labels(rng, world, lang):
     """12 to 24 nouns of two categories, each with its category's letter in this document. A target language
     uses only its cognates here: loan words bring habits of English. The benchmark never uses cognates."""
-    pool = {c: [lang.words[n] for n in NOUNS[c] if lang.name == "english" or lang.is_cognate(n)]
-            for c in CATEGORIES}
+    pool = {c: [n for n in NOUNS[c] if lang.is_cognate(n)] for c in CATEGORIES}  # in English, all nouns
     if not all(pool.values()):
         return prose(rng, world, lang)
     letter = dict(zip(rng.sample(CATEGORIES, 2), rng.sample(LETTERS, 2)))
@@ -361,7 +351,6 @@ def train_bpe(texts, vocab_size):
     words = [([bytes([b]) for b in word.encode()], n) for word, n in sorted(histogram.items())]
     pairs, where = Counter(), defaultdict(set)  # how often a pair occurs, and in which words
     changed, heap = set(), []                   # the heap also holds outdated counts, which are skipped
-
     def count(i, sign):
         pieces, n = words[i]
         for pair in zip(pieces, pieces[1:]):
@@ -397,7 +386,6 @@ def train_bpe(texts, vocab_size):
 
 class Tokenizer:
     """A byte-level BPE, served by tiktoken and lossless on any text. EOT stands before every document."""
-
     def __init__(self, ranks, split=SPLIT, eot=None):
         self.ranks, self.split = ranks, split  # ranks: {token bytes: id}, in the order of the merges
         self.eot = len(ranks) if eot is None else eot
@@ -435,12 +423,12 @@ class Tokenizer:
 
 
 def load_tokenizer(spec):
-    """The tokenizer that `spec` names: 'gpt2', the folder of a prepared source, or a folder with the files
-    published for GPT-2: vocab.json and merges.txt, or encoder.json and vocab.bpe."""
+    """The tokenizer of 'gpt2', of a prepared source's folder, or of a folder with GPT-2's published files."""
     folder = Path(spec)
     if (folder / "manifest.json").exists():
-        load_manifest(folder, 0)  # refuses a source that has changed
-        return Tokenizer.from_json((folder / "tokenizer.json").read_text())
+        text = (folder / "tokenizer.json").read_bytes()
+        parse_object(text, folder / "tokenizer.json")  # names the file if it is damaged
+        return Tokenizer.from_json(text)
     for vocabulary, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
         if (folder / vocabulary).exists() and (folder / merges).exists():
             return published_tokenizer(folder / vocabulary, folder / merges)
@@ -457,14 +445,12 @@ def load_tokenizer(spec):
 
 
 def published_tokenizer(vocabulary, merges):
-    """A Tokenizer from GPT-2's files: {token: id}, and the pairs to merge, in order. They spell a printable
-    byte as its own character, and the other bytes as the characters from U+0100 on."""
-    ids = parse_object(vocabulary.read_bytes(), vocabulary)
+    """A Tokenizer from GPT-2's files: {token: id}, and the pairs to merge, in order."""
+    ids, ranks = parse_object(vocabulary.read_bytes(), vocabulary), {}
     pairs = [line.split() for _, line in read_lines(merges) if line and not line.startswith("#version")]
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [b for b in range(256) if b not in printable]
+    others = [b for b in range(256) if b not in printable]  # they are spelled with characters from U+0100 on
     byte_of = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
-    ranks = {}
     for token in [*byte_of, *("".join(pair) for pair in pairs)]:
         known = isinstance(ids.get(token), int) and set(token) <= byte_of.keys()
         require(known, f"{merges}: {token!r} has no id in {vocabulary.name}, or is not spelled in its way")
@@ -508,8 +494,7 @@ def read_documents(path, field="text", errors="strict"):
             found = parse_object(line, where).get(field)
             require(isinstance(found, str), f"{where}: no field {field!r} with a text; name it with --field")
             text = found.encode("utf-8", "replace").decode()  # JSON can spell half of a surrogate pair
-            require(errors == "replace" or text == found,
-                    f"{where}: half of a surrogate pair; correct it, or give --errors replace")
+            require(errors == "replace" or text == found, f"{where}: half a surrogate; try --errors replace")
         elif line:
             lines.append(line)
         if lines and (not line or len(lines) > 10_000):
@@ -548,20 +533,17 @@ def prepare(name, paths, out="data", field="text", tokenizer="gpt2", vocab_size=
         tok = Tokenizer(train_bpe(sample, vocab_size or 8192))
     else:
         tok = load_tokenizer(tokenizer)
-    plan = {"files": [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files],
-            "field": field, "val": val, "errors": errors, "vocab_size": tok.vocab_size,
-            "tokenizer_sha256": hashlib.sha256(tok.to_json().encode()).hexdigest(),
-            "dtype": np.dtype(tok.dtype).name}
+    plan = {"files": [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files], "field": field,
+            "val": val, "errors": errors, "vocab_size": tok.vocab_size, "dtype": np.dtype(tok.dtype).name,
+            "tokenizer_sha256": hashlib.sha256(tok.to_json().encode()).hexdigest()}
     final.parent.mkdir(parents=True, exist_ok=True)
     with lock(final.with_name(f".{name}.lock")) as free:
-        require(free, f"another prepare of {final} is running: wait for it, or choose another --name")
-        require(not final.exists(), f"another prepare of {final} has just ended: choose another --name")
+        require(free and not final.exists(), f"another prepare of {name} is running: choose another --name")
         part.mkdir(exist_ok=True)
         (part / "tokenizer.json").write_text(tok.to_json())
         done = encode_files(files, part, tok, plan, workers or os.cpu_count())
         for side, n in done["tokens"].items():
-            require(n, f"no document of {name} went to {side}; it has {done['documents']} documents: give more "
-                    "text, or change --val")
+            require(n, f"none of {done['documents']} documents went to {side}: give more, or change --val")
         sums = {side: checksum(part / f"{side}.bin", whole=True) for side in done["tokens"]}
         text = json.dumps({"name": name} | done | {"checksums": sums} | plan, indent=1) + "\n"
         write_atomically(part / "manifest.json", lambda p: p.write_text(text))
@@ -606,8 +588,7 @@ def encode_files(files, part, tok, plan, threads):
                 os.fsync(file.fileno())
                 done["tokens"][side] += len(ids)
             done["documents"] += len(batch)
-            text = json.dumps({"plan": plan, "done": done})
-            write_atomically(progress, lambda p: p.write_text(text))
+            write_atomically(progress, lambda p: p.write_text(json.dumps({"plan": plan, "done": done})))
             bar.update(len(batch))
     return done
 
@@ -622,17 +603,16 @@ def checksum(path, whole=False):
 
 
 def load_manifest(folder, block_size, whole=False):
-    """The manifest of a prepared source, after a check of its files: of their sizes and both ends, or with
-    whole=True of every byte. Raises ValueError if something is wrong, or if there is less than a block."""
+    """The manifest of a prepared source, after a check of its files' ends or (whole) every byte."""
     folder = Path(folder)
     try:
         manifest = parse_object((folder / "manifest.json").read_bytes(), folder / "manifest.json")
         digest = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
-        changed = "has changed since it was prepared: prepare it again"
-        require(digest == manifest["tokenizer_sha256"], f"{folder}/tokenizer.json {changed}")
+        require(digest == manifest["tokenizer_sha256"], f"{folder}/tokenizer.json has changed: prepare again")
         for side in ("train", "val"):
             file, n, sums = folder / f"{side}.bin", manifest["tokens"][side], manifest["checksums"][side]
-            require(checksum(file, whole).items() <= sums.items(), f"{file} {changed}")
+            require(checksum(file, whole).items() <= sums.items(),
+                    f"{file} is not what its manifest says: prepare it again")
             require(n > block_size, f"{file} has {n} tokens; a block of {block_size} needs {block_size + 1}: "
                     "give it more text, a larger --val, or lower --block_size")
     except (OSError, KeyError, TypeError, AttributeError) as e:
@@ -659,8 +639,7 @@ class Mixture:
         self.offset = np.random.default_rng([seed, 0]).random()
 
     def counts(self, step, batch_size, weights):
-        """{source: rows} at a step. A seeded low-discrepancy sequence gives away the row that rounding leaves
-        over. So the shares over any run of steps differ from the weights by a row or two."""
+        """{source: rows} at a step. A low-discrepancy sequence keeps any run of steps within a row or two."""
         unknown = sorted(set(weights) - set(self.sources))
         require(not unknown, f"the mixture names {unknown}, but its sources are {sorted(self.sources)}")
         u = (self.offset + step * 0.6180339887498949) % 1.0
@@ -682,15 +661,13 @@ class Mixture:
 
 # ----------------------------------------------------------------------------------------------- command line
 def one_line_parser(**kwargs):
-    """argparse, with an error in one line and flags written out in full."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(allow_abbrev=False, formatter_class=raw, **kwargs)
-    parser.error = refuse
+    parser.error = refuse  # in one line
     return parser
 
 
 def show_command(argv):
-    """Prints a document of every kind, and how it is tokenized."""
     parser = one_line_parser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="of the target language and of the documents")
     parser.add_argument("--target-order", default="SOV", help="word order of the target language")
@@ -707,14 +684,12 @@ def show_command(argv):
 
 
 def prepare_command(argv):
-    """Encodes text files as a source of tokens."""
-    parser = one_line_parser(prog="data.py prepare", description=prepare_command.__doc__)
+    parser = one_line_parser(prog="data.py prepare", description="Encodes text files as a source of tokens.")
     parser.add_argument("paths", nargs="+", help="plain text or JSON lines, also gzip; or folders")
     parser.add_argument("--name", required=True, help="of the source, and of its folder")
     parser.add_argument("--out", default="data", help="folder of the prepared sources")
     parser.add_argument("--field", default="text", help="of a JSON line that holds the text")
-    parser.add_argument("--tokenizer", default="gpt2", help="gpt2; bpe, trained on these files; or the folder "
-                        "of a prepared source, or of GPT-2's vocab.json and merges.txt")
+    parser.add_argument("--tokenizer", default="gpt2", help="gpt2, bpe (of these files) or a folder with one")
     parser.add_argument("--vocab_size", type=int, help="of --tokenizer bpe, at most; by default 8192")
     parser.add_argument("--val", type=float, default=0.005, help="share of the documents for validation")
     parser.add_argument("--errors", choices=["strict", "replace"], default="strict", help="on invalid UTF-8")
@@ -723,8 +698,7 @@ def prepare_command(argv):
 
 
 def check_command(argv):
-    """Verifies every byte of prepared sources against their manifests."""
-    parser = one_line_parser(prog="data.py check", description=check_command.__doc__)
+    parser = one_line_parser(prog="data.py check", description="Verifies every byte of prepared sources.")
     parser.add_argument("folders", nargs="+", help="folders that data.py prepare made, such as data/eu")
     for folder in parser.parse_args(argv).folders:
         tokens = load_manifest(folder, 0, whole=True)["tokens"]

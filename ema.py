@@ -1,11 +1,11 @@
-"""The exponential moving average of the weights: one that training goes on from, or one that it never sees.
+"""Exponential moving averages of the weights: in the training loop, or as a shadow that training never sees.
 
 In the loop it is the paper's (Elhady et al. 2025): theta_t goes back into training, where every eta steps
 
-    theta_t = alpha * theta_{t-eta} + (1 - alpha) * theta'_t     theta' being what the optimizer made of theta
+    theta_t = alpha * theta_{t-eta} + (1 - alpha) * theta'_t      theta' is theta after the optimizer's step
 
-* eta = 1: this is exactly AdamW with its learning rate times 1 - alpha (0.08 at the paper's 0.92). Hence the
-  arm `low-lr` in every study: what it repairs as well is no merit of averaging.
+* eta = 1: this is exactly AdamW with its learning rate times 1 - alpha (0.08 at the paper's 0.92). This is
+  why the arm `low-lr` exists: if it helps as much as `ema`, averaging is not the cause.
 * eta > 1: the Lookahead optimizer (Zhang et al. 2019, arXiv:1907.08610) with k = eta and slow step 1 - alpha.
 
 The authors' code computes 1.08 theta' - 0.08 previous, the opposite sign. That is alpha = -0.08 here.

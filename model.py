@@ -11,6 +11,7 @@ Shape letters, here and in every other file: B batch rows, T tokens in a row, C 
 hs = C / nh channels of a head, V vocabulary.
 """
 import argparse
+import contextlib
 import copy
 import errno
 import json
@@ -28,7 +29,7 @@ from torch.nn import functional as F
 
 @dataclass
 class GPTConfig:
-    """The shape of a GPT. The defaults are GPT-2's 124M. Sizes that make no model are a ValueError."""
+    """The shape of a GPT. The defaults are GPT-2's 124M. Raises ValueError for impossible sizes."""
     vocab_size: int = 50257
     block_size: int = 1024   # longest context T
     n_layer: int = 12
@@ -206,7 +207,9 @@ def save_checkpoint(path, ckpt):
         reason = getattr(e, "strerror", None) or str(e).splitlines()[0]
         raise OSError(f"cannot write {path}: {reason}; what was saved before is still there") from None
     if path.exists():
-        os.replace(path, previous(path))
+        previous(path).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a file system without links keeps no predecessor
+            os.link(path, previous(path))   # and no rename: another process may be reading path at any moment
     os.replace(tmp, path)
 
 
@@ -242,7 +245,8 @@ def newest_checkpoint(path):
             if candidate.exists():
                 return load_checkpoint(candidate)
         except ValueError as e:
-            os.replace(candidate, candidate.with_suffix(".damaged"))
+            with contextlib.suppress(FileNotFoundError):  # another process has done it
+                os.replace(candidate, candidate.with_suffix(".damaged"))
             print(f"warning: {e}. It now ends in .damaged; the one before it is used", file=sys.stderr)
 
 
@@ -339,17 +343,19 @@ def save_gpt2(model, folder):
     config = FIXED | {
         "architectures": ["GPT2LMHeadModel"], "vocab_size": c.vocab_size, "n_ctx": c.block_size,
         "n_positions": c.block_size, "n_layer": c.n_layer, "n_head": c.n_head, "n_embd": c.n_embd}
-    tmp = folder / "model.safetensors.tmp"
+    weights, shape = folder / "model.safetensors.tmp", folder / "config.json.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(tmp, "wb") as file:
+        with open(weights, "wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for x in tensors:
                 file.write(x.numpy())
-        os.replace(tmp, folder / "model.safetensors")
-        (folder / "config.json").write_text(json.dumps(config, indent=1))
+        shape.write_text(json.dumps(config, indent=1))
+        os.replace(weights, folder / "model.safetensors")
+        os.replace(shape, folder / "config.json")
     except OSError as e:
-        tmp.unlink(missing_ok=True)
+        weights.unlink(missing_ok=True)
+        shape.unlink(missing_ok=True)
         raise OSError(f"cannot write {folder}: {e.strerror}; what was there is untouched") from None
 
 

@@ -11,9 +11,9 @@
 
 The same command, given again, continues what was interrupted. Elhady et al. 2025 is "the paper" below.
 
-What flows: prepare(job) writes tokenizer.json and data/*.bin. train(job) reads them and writes NAME.pt, a
-checkpoint, and NAME.jsonl, a log. The job `base` comes first; every arm starts from its end. Several
-processes work() side by side. Then write_study() gathers the logs, and bench.report() draws the report.
+How it works: prepare(job) writes tokenizer.json and data/*.bin. train(job) reads them and writes NAME.pt, a
+checkpoint, and NAME.jsonl, a log. The job `base` comes first; every arm starts from its end. Jobs run side by
+side in several processes, see work(). Then write_study() gathers the logs, and bench.report() the report.
 """
 import argparse
 import contextlib
@@ -26,6 +26,7 @@ import multiprocessing as mp
 import os
 import platform
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -44,8 +45,8 @@ from tqdm import tqdm
 
 import bench
 from curriculum import Curriculum
-from data import (SOURCES, Mixture, Tokenizer, World, load_manifest, lock, refuse, require, train_bpe,
-                  write_atomically, write_corpus)
+from data import (SOURCES, Mixture, Tokenizer, World, load_manifest, load_tokenizer, lock, refuse, require,
+                  train_bpe, write_atomically, write_corpus)
 from ema import EMA
 from model import (GPT, GPTConfig, add_lora, load_checkpoint, load_gpt2, merge_lora, model_from_checkpoint,
                    newest_checkpoint, save_checkpoint)
@@ -61,7 +62,7 @@ class Arm:
     ema_every: int = 1        # steps between two updates of the EMA
     shadow: bool = False      # the EMA is evaluated and never trained on
     lora_rank: int = 0        # 0: no LoRA
-    trained: str = ""         # a pattern: only the parameters whose names it matches are trained
+    trained: str = ""         # a regular expression: only parameters in whose names it is found are trained
     l2: float = 0.0           # L2 penalty to the base: every step moves lr * l2 of the way back to it
     base: str = ""            # the base to start from, one of BASES
     start: str = ""           # an arm to start from instead of a base; the learning rate is then constant
@@ -113,7 +114,7 @@ ARMS = {
     "lora-16+wte":      Arm(TARGET, lora_rank=16, trained="lora_|wte"),
     "l2-1":             Arm(TARGET, l2=1.0),
     "l2-10":            Arm(TARGET, l2=10.0),
-    "frozen-attention": Arm(TARGET, trained=r"^(?!.*\.attn\.)"),
+    "frozen-attention": Arm(TARGET, trained=r"^(?!.*\.attn\.)"),  # all names without .attn. in them
     "frozen-blocks":    Arm(TARGET, trained=r"wte|wpe|ln_f"),
 }
 for name in LANGUAGES:  # other bases: how much of the language they have seen, and how far it is from English
@@ -228,9 +229,9 @@ class Settings:
     muon_lr: float = setting(0.02, "peak learning rate of Muon", ABOVE_ZERO)
     base_lr: float = setting(3e-3, "peak learning rate of AdamW in the pretraining", ABOVE_ZERO)
     base_warmup: int = setting(50, "steps of linear warm-up in the pretraining")
-    gate_copain: float = setting(50.0, "percent of Copain that a base must reach; else its run is left out")
-    gate_label: float = setting(90.0, "the same for the English label task")
-    gate_cloze: float = setting(90.0, "the same for the English cloze task")
+    gate_copain: float = setting(50.0, "lowest Copain, in percent, of a base; with less, its run is left out")
+    gate_label: float = setting(90.0, "the same, for the English label task")
+    gate_cloze: float = setting(90.0, "the same, for the English cloze task")
     # continued pretraining with AdamW, as in the paper
     steps: int = setting(1000, "steps of an arm", 1)
     batch_size: int = setting(16, "rows in a batch of an arm", 1)
@@ -363,7 +364,7 @@ class Job:
     def evaluate_at(self):
         """Steps to evaluate at: 0, 1, 2, 5, 10, 20, 50 ... and the last, dense at the start as in the paper.
         A base is evaluated in the middle and at the end of its run."""
-        if not self.start:
+        if not self.start:  # a base: it starts from random weights
             return {self.steps // 2, self.steps}
         dense = {digit * 10 ** k for digit in (1, 2, 5) for k in range(12)}
         return {step for step in dense if step < self.steps} | {0, self.steps}
@@ -381,8 +382,8 @@ class Job:
         """Why it cannot be run to its end: its own error, or that of what it needs; '' if none is known."""
         if self.log.exists() and not self.finished():
             with lock(self.path.with_suffix(".lock")) as free:  # otherwise a process is at work on it
-                if free:
-                    return self.log.read_text().strip().splitlines()[-1]
+                if free and self.log.exists():
+                    return (self.log.read_text().strip() or "it ended without a word").splitlines()[-1]
         if self.needs:
             return self.needs.obstacle() or (gate(self.needs) if self.needs.finished() else "")
         return ""
@@ -422,8 +423,8 @@ def gate(base):
     floors = {"copain": s.gate_copain, "label_english": s.gate_label, "cloze_english": s.gate_cloze}
     for key, floor in floors.items():
         if row.get(key, 100) < floor:
-            return (f"the base of seed {s.seed} reached {row[key]:.1f}% on {key}, below the gate of {floor:g}%. "
-                    "An arm has nothing to lose then: train it longer (--base_steps) or try another --seed")
+            return (f"the base of seed {s.seed} reached {row[key]:.1f}% on {key}, its gate is {floor:g}%: "
+                    "its arms would have nothing to lose. Give it more --base_steps or try another --seed")
     return ""
 
 
@@ -552,8 +553,9 @@ def mean_loss(job, step, losses):
     total, _, number = losses.tolist()
     if not math.isfinite(total):
         kept = job.path if job.path.exists() else "none"
+        rates = "--lr" if job.start else "--muon_lr and --base_lr"
         raise ValueError(f"{job.name}: the loss or its gradient became {total} by step {step}; last good "
-                         f"checkpoint: {kept}. Lower --lr, under another --name")
+                         f"checkpoint: {kept}. Lower {rates}, under another --name")
     return total / number if number else None
 
 
@@ -565,9 +567,13 @@ def measure(job, step, tokens, losses, model, ema, benchmark, validation, before
            "settings": settings_hash(s), "step": step, "lr": job.lr * lr_factor(step, job),
            "train_loss": mean_loss(job, step, losses), "train_loss_max": losses[1].item() or None}
     row |= {f"tokens_{name}": n for name, n in tokens.items()}
+    if step == 0 and job.needs:  # this model was measured when the job before it ended
+        end = job.needs.so_far()["rows"][-1]
+        end = {key: value for key, value in end.items() if not key.startswith("tokens_")}
+        return end | row | {"shift_l2": 0.0, "shift_relative": 0.0}
     if rank_and_world()[0] == 0:
-        whole = merge_lora(model) if job.arm.lora_rank else model
         with ema.applied() if job.arm.shadow else contextlib.nullcontext():
+            whole = merge_lora(model) if job.arm.lora_rank else model
             row |= bench.evaluate(whole, benchmark, validation, before, s.validation_blocks,
                                   full=step in (0, job.steps))
     return row
@@ -576,8 +582,8 @@ def measure(job, step, tokens, losses, model, ema, benchmark, validation, before
 def train(job, tell=lambda step, loss: None, stopping=lambda: False):
     """Trains one job to its end, from its checkpoint if it has one, and returns the rows of its log.
 
-    tell(step, mean loss) is called now and then. Once stopping() is true, it writes a checkpoint and returns the
-    rows so far. Under torchrun all processes call this together; the first one measures and writes.
+    tell(step, mean loss) is called now and then. Once stopping() is true, it writes a checkpoint and returns
+    the rows so far. Under torchrun all processes call this together; the first one measures and writes.
     """
     s, (rank, world) = job.settings, rank_and_world()
     require(job.batch_size % (world * s.accumulate) == 0, f"a batch of {job.batch_size} rows cannot be cut "
@@ -586,7 +592,7 @@ def train(job, tell=lambda step, loss: None, stopping=lambda: False):
     # data
     tok = Tokenizer.from_json((job.folder / "tokenizer.json").read_text())
     curriculum = Curriculum(job.arm.curriculum)
-    data_seed = 2 * s.data_seed + 1 if job.start else 2 * s.seed
+    data_seed = 2 * s.data_seed + 1 if job.start else 2 * s.seed  # an arm's is odd, a base's even
     mixture = Mixture(open_data(job, "train", curriculum.shapes, tok.dtype), s.block_size, data_seed)
     validation = open_data(job, "val", s.validation_sources(), tok.dtype)
     benchmark = bench.Benchmark(s.world(), tok, *s.benchmark_arguments())
@@ -650,7 +656,7 @@ def train(job, tell=lambda step, loss: None, stopping=lambda: False):
             xy = xy.pin_memory().to("cuda", non_blocking=True)
         loss = torch.zeros((), device=s.device)
         for i, (xs, ys) in enumerate(xy.chunk(s.accumulate, dim=1), 1):
-            forward.require_backward_grad_sync = i == s.accumulate  # processes exchange gradients once a step
+            forward.require_backward_grad_sync = i == s.accumulate  # for DDP: exchange gradients once a step
             with autocast:
                 part = forward(xs, ys)[1] / s.accumulate
             part.backward()
@@ -676,7 +682,7 @@ def train(job, tell=lambda step, loss: None, stopping=lambda: False):
 
 
 # ----------------------------------------------------------------------------------------- the files of a run
-# These settings change results only by rounding, or not at all, or are compared as fields of the job's arm.
+# Not compared, because they change results by rounding at most, or are compared in the job's arm.
 NOT_COMPARED = {"name", "preset", "study", "seeds", "only", "curriculum", "ema_alpha", "ema_every",
                 "processes", "checkpoint_every", "leak_check"}
 VARIED = {"seed", "data_seed", "bench_seed", "base_curriculum", "target_order", "cognates"}  # within a study
@@ -693,7 +699,7 @@ def refuse_differences(what, old, new):
     old, new = json.loads(json.dumps(old)), json.loads(json.dumps(new))
     differ = [f"{key} {old.get(key)!r} there, {new.get(key)!r} here" for key in {**old, **new}
               if key not in NOT_COMPARED and old.get(key) != new.get(key)]
-    require(not differ, f"{what} was made by other settings: {'; '.join(differ)}: choose another --name")
+    require(not differ, f"{what} was made with other settings: {'; '.join(differ)}: choose another --name")
 
 
 def check_same(job, ckpt):
@@ -731,10 +737,10 @@ def open_run(s, run):
     """Records settings, machine, commit, and what the files contain that lie outside the run's folder. Raises
     ValueError if the folder holds checkpoints of other settings. If it holds none, it is begun anew."""
     settings, path = json.loads(json.dumps(asdict(s))), run / "settings.json"
-    for file in [s.init, s.task, *(f"{folder}/manifest.json" for folder in s.prepared().values())]:
+    files = [s.init, s.task, *(f"{folder}/manifest.json" for folder in s.prepared().values())]
+    for file in filter(None, files):
         for part in sorted(Path(file).glob("*model*")) if Path(file).is_dir() else [file]:
-            if part:
-                settings[f"contents of {part}"] = hashlib.sha256(np.memmap(part, mode="r")).hexdigest()[:16]
+            settings[f"contents of {part}"] = hashlib.sha256(np.memmap(part, mode="r")).hexdigest()[:16]
     machine = {"processor": processor(s), "cores": os.cpu_count(), "python": platform.python_version(),
                "torch": torch.__version__, "system": platform.system(),
                "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
@@ -764,6 +770,8 @@ def shared_tokenizer(s):
     texts = {str(folder): (folder / "tokenizer.json").read_text() for folder in s.prepared().values()}
     if s.init and Path(s.init).is_file():
         texts[s.init] = load_checkpoint(s.init)["tokenizer"]
+    elif s.init and (Path(s.init) / "merges.txt").exists():
+        texts[s.init] = load_tokenizer(s.init).to_json()
     first = next(iter(texts), "")
     for where, text in texts.items():
         require(text == texts[first], f"{where} and {first} have different tokenizers: prepare the sources "
@@ -800,8 +808,9 @@ def work(jobs, progress, workers, cores, gpu):
     """The body of a process: it takes the next job that is free, trains it, and goes on until none is left.
 
     A job belongs to the process that holds its lock file. The operating system drops the lock when that
-    process ends, for whatever reason. While the job runs, its .log says what that would mean. progress[2 i]
-    and progress[2 i + 1] are the step of job i and its loss, which is 0 while nobody trains it.
+    process ends, for whatever reason. While the job runs, its .log already holds the error to report if the
+    process is killed. progress[2 i] and progress[2 i + 1] are the step of job i and its loss; the loss is 0
+    while nobody trains the job.
     """
     signals, parent = [], mp.parent_process()
     signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
@@ -810,7 +819,7 @@ def work(jobs, progress, workers, cores, gpu):
     def stopping():
         return signals or not parent.is_alive()
 
-    def tell(step, loss):
+    def tell(i, step, loss):
         progress[2 * i], progress[2 * i + 1] = step, loss
 
     while not stopping():
@@ -819,7 +828,7 @@ def work(jobs, progress, workers, cores, gpu):
             return
         for i in left:
             job = jobs[i]
-            if job.needs and not job.needs.finished():
+            if job.obstacle() or (job.needs and not job.needs.finished()):
                 continue
             with lock(job.path.with_suffix(".lock")) as mine:
                 if mine and not (job.finished() or job.log.exists() or stopping()):
@@ -828,7 +837,7 @@ def work(jobs, progress, workers, cores, gpu):
                     job.log.write_text("its process was killed, perhaps for memory")
                     try:
                         prepare(job)
-                        train(job, tell, stopping)
+                        train(job, functools.partial(tell, i), stopping)
                         job.log.unlink(missing_ok=True)
                     except (ValueError, OSError) as e:  # one line, which the user can act on
                         job.log.write_text(str(e))
@@ -839,8 +848,8 @@ def work(jobs, progress, workers, cores, gpu):
 
 
 def processes_at_once(s, n_jobs, cores, gpus):
-    """How many processes train side by side. On CPUs one for each core, and one more where the jobs do not
-    divide evenly. On GPUs one for each core, but at most 8 for each GPU, whose memory they share."""
+    """How many processes train side by side. On CPUs: one per core, plus one if the jobs do not divide evenly
+    by the cores. On GPUs: one per core, but at most 8 per GPU, because they share its memory."""
     if s.device == "cuda":
         return s.processes or max(gpus, min(cores, 8 * gpus))
     return s.processes or (cores if n_jobs % cores == 0 else cores + 1)
@@ -875,22 +884,23 @@ def work_together(s, jobs):
 
 def show_progress(jobs, progress, processes):
     """Shows one bar until all processes have ended: the time left, and the jobs at work with step and loss.
-    It counts rows of data: a step of a base has more of them. Into a file it writes a line every half minute."""
+    It counts rows of data: a step of a base has more. Into a file it writes a line every half minute."""
     total = sum(job.steps * job.batch_size for job in jobs)
-    done = sum(int(progress[2 * i]) * job.batch_size for i, job in enumerate(jobs))
-    with tqdm(total=total, initial=done, desc=f"study {jobs[0].settings.study}", dynamic_ncols=True,
+    before = sum(int(progress[2 * i]) * job.batch_size for i, job in enumerate(jobs))
+    with tqdm(total=total, initial=before, desc=f"study {jobs[0].settings.study}", dynamic_ncols=True,
               smoothing=0.05, mininterval=0.2 if sys.stderr.isatty() else 30,
               bar_format="{desc} {percentage:3.0f}% |{bar:20}| {elapsed}, left {remaining}{postfix}") as bar:
-        while any(process.is_alive() for process in processes):
-            time.sleep(0.2)
-            done, at_work = 0, []
+        at_work = True
+        while at_work:
+            at_work, done, texts = any(process.is_alive() for process in processes), 0, []
             for i, job in enumerate(jobs):
                 step, loss = int(progress[2 * i]), progress[2 * i + 1]
                 done += step * job.batch_size
                 if loss:
-                    at_work.append(f"{job.title} {step}/{job.steps} loss {loss:.2f}")
-            bar.set_postfix_str("; ".join(at_work), refresh=False)
+                    texts.append(f"{job.title} {step}/{job.steps} loss {loss:.2f}")
+            bar.set_postfix_str("; ".join(texts), refresh=False)
             bar.update(done - bar.n)
+            time.sleep(0.2)
 
 
 def train_with_ranks(jobs):
@@ -944,6 +954,7 @@ def plan(s):
         bench.read_choices(s.task, s.shots)
     if s.init:
         require(s.seeds == 1, f"--init gives one base for one run, but --seeds is {s.seeds}: leave one out")
+        require(s.only != "base", "--init gives the base, so there is none to train: leave --only base out")
         others = [name for name in names if ARMS[name].base]
         require(not others, f"--init gives one base, but {others} start from other bases: leave one out")
     for i in range(s.seeds):
@@ -962,8 +973,8 @@ def plan(s):
         if job.so_far()["rows"]:
             check_same(job, job.so_far())
     lengths = {make_job(s, 0, name).steps for name in [*STUDIES[s.study].arms, *names]}
-    require(len(lengths) == 1, f"{', '.join(names)} do not run as long as the arms of study {s.study!r} and "
-                               "cannot share its report: choose the --study that they belong to")
+    require(len(lengths) == 1, f"{', '.join(names)} run for another number of steps than study {s.study!r}, "
+                               "and cannot share a report: choose the --study that they belong to")
     jobs = sorted(jobs.values(), key=lambda job: (job.name != "base", bool(job.arm.start), job.settings.seed))
     return [job for job in jobs if job.name == "base"] if s.only == "base" else jobs
 
@@ -993,9 +1004,10 @@ def write_study(s, record, left_out):
 def finish(s, jobs, record):
     """The end of a study: its log and its report. Then an error names what went wrong, if anything did."""
     bases = [job for job in jobs if job.name == "base" and job.finished()]
-    left_out, failed = [gate(job) for job in bases if gate(job)], []
+    left_out, failed = [why for why in map(gate, bases) if why], []
     for job in jobs:
-        if not job.finished() and not (job.needs and (job.needs.obstacle() or not job.needs.finished())):
+        blocked = job.needs and (job.needs.obstacle() or not job.needs.finished())
+        if not (job.finished() or blocked):
             error = job.obstacle() or "was not run"
             if error not in left_out:
                 failed.append(f"{job.title}: {error}" + (f", see {job.log}" if job.log.exists() else ""))
@@ -1037,6 +1049,10 @@ def study(s):
 
 
 # ----------------------------------------------------------------------------------------------- command line
+def numbers(text):
+    return tuple(int(x) for x in text.split(","))
+
+
 def parse_flags(argv):
     """Settings from the command line: one flag for every field, with its meaning and its default."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
@@ -1045,7 +1061,7 @@ def parse_flags(argv):
     for f in dataclasses.fields(Settings):
         kind = {"type": f.type, "metavar": f.type.__name__}
         if f.type is tuple:
-            kind = {"type": lambda text: tuple(int(x) for x in text.split(",")), "metavar": "int,int"}
+            kind = {"type": numbers, "metavar": "int,int"}
         elif f.type is list:
             kind = {"action": "append", "metavar": "str"}
         words = f"{f.metadata['meaning']} (default {f.default!r})".replace("%", "%%")
@@ -1067,6 +1083,8 @@ def parse_flags(argv):
         s.only = s.only or "mine"
         require(not any(s.only in study.arms for study in STUDIES.values()),
                 f"--only {s.only} is an arm already: give your own arm another name")
+        require(re.fullmatch(r"\w[\w.+-]*", s.only) and s.only != "base",
+                f"--only is {s.only!r}, expected one name for your own arm: letters, digits, _ . + -")
         ARMS[s.only] = Arm(s.curriculum, ema_alpha=s.ema_alpha, ema_every=s.ema_every)
     require(s.curriculum or (s.ema_alpha == 0 and s.ema_every == 1),
             "--ema_alpha and --ema_every go with --curriculum, which makes an arm of your own")
@@ -1098,7 +1116,7 @@ def main(argv=None):
         study(s)
         if dist.is_initialized():
             dist.destroy_process_group()
-    except (ValueError, OSError) as e:
+    except (ValueError, OSError, MemoryError) as e:
         code = 1 if isinstance(e, ChildProcessError) else 2
         if rank_and_world()[0] > 0 and isinstance(e, ValueError):
             sys.exit(code)  # the first process says it
@@ -1109,7 +1127,7 @@ def main(argv=None):
         refuse(f"a process of this run failed ({str(e).splitlines()[0]}): rerun the same command to go on "
                "from the last checkpoint", code=1)
     except KeyboardInterrupt:
-        print(f"\nstopped; to continue: python train.py {' '.join(argv)}", file=sys.stderr)
+        print(f"\nstopped; to continue: python train.py {shlex.join(argv)}", file=sys.stderr)
         sys.exit(130)
 
 

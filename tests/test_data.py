@@ -222,4 +222,4 @@ def test_a_lock_has_one_holder_and_can_be_waited_for(tmp_path):
 
 def test_a_rule_that_nobody_defined_is_refused_and_not_taken_for_another(world):
     with pytest.raises(ValueError, match="unknown list rule 'last_integer_in_list'"):
-        data.draw_list(Random(0), "last_integer_in_list", world.max_integer)
+        draw_list(Random(0), "last_integer_in_list", world.max_integer)

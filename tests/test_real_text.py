@@ -106,7 +106,7 @@ def test_the_patterns_of_the_toy_world_are_a_source_for_a_base_on_real_text(text
     ([*SOURCES, "--curriculum", "target=rest", "--ema_alpha", "7"], "ema_alpha is 7.0"),
     (["--source", "eu=data/eu"], "names the source 'english'"), ([*SOURCES, "--task", "none.jsonl"], "none.jsonl"),
     ([*SOURCES, "--block_size", "100000"], "a block of 100000 needs 100001"), (["--init", "gpt2"], "is a GPT-2, for real text"),
-    ([*SOURCES, "--init", "data"], "data/config.json is missing"), (["--source", "eu=data/changed"], "has changed since it was prepared")])
+    ([*SOURCES, "--init", "data"], "data/config.json is missing"), (["--source", "eu=data/changed"], "is not what its manifest says")])
 def test_a_mistake_about_sources_gets_one_line_and_writes_nothing(text, call, flags, words):
     changed = text / "data/changed"
     if not changed.exists():

@@ -212,7 +212,7 @@ def test_a_lost_log_and_a_damaged_last_checkpoint_of_a_finished_study_come_back(
 def test_an_arm_that_was_run_is_not_taken_for_one_that_was_defined_anew_under_its_name(study, call, monkeypatch):
     monkeypatch.setitem(train.ARMS, "ema", dataclasses.replace(train.ARMS["ema"], ema_alpha=0.5))
     code, _, err = call(study[0], "train.py", *SMOKE, "--seeds", "2")
-    assert code == 2 and "ema.pt was made by other settings: arm's ema_alpha 0.92 there, 0.5 here" in err
+    assert code == 2 and "ema.pt was made with other settings: arm's ema_alpha 0.92 there, 0.5 here" in err
 
 
 def test_a_given_file_that_changed_is_not_mixed_with_what_was_run_on_the_old_one(tmp_path):
