@@ -330,6 +330,28 @@ def test_a_base_below_its_gate_is_left_out_and_named_while_the_others_go_on(stud
     assert code == 2 and "seed 2026 ...; the base of seed 2027" in err
 
 
+def test_no_arm_is_trained_from_a_base_that_its_gate_leaves_out(tmp_path, call):
+    code, out, err = call(tmp_path, "train.py", *SMOKE, "--only", "target", "--gate_cloze", "100")
+    assert code == 2 and "on cloze_english, its gate is 100%" in err, err
+    assert not list(tmp_path.glob("runs/smoke/seed2026/target.*t"))
+
+
+def test_the_record_of_a_run_holds_no_file_of_the_folder_that_it_was_started_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.py").write_text("something")
+    (tmp_path / "run").mkdir()
+    record = train.open_run(train.Settings(name="x"), tmp_path / "run")
+    assert not [key for key in record["settings"] if key.startswith("contents of")]
+
+
+def test_a_job_whose_log_is_empty_or_vanishes_is_named_without_a_crash(smoke, fresh):
+    job = fresh("target")
+    job.log.write_text("")
+    assert job.obstacle() == "it ended without a word"
+    job.log.unlink()
+    assert job.obstacle() == ""
+
+
 @pytest.mark.parametrize("name, content, words", [
     ("metrics.jsonl", '{"arm": "tar', "damaged"), ("settings.json", "{", "damaged"), ("metrics.jsonl", "", "no run has finished"),
     ("metrics.jsonl", '{"seed": 1}\n', "damaged.*KeyError"), ("settings.json", None, "settings.json")])
