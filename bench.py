@@ -795,7 +795,10 @@ def report(folder):
                           "arms": numbers}, indent=1)
     write_atomically(folder / "summary.json", lambda path: path.write_text(summary + "\n"))
     draw = draw_curves if info["study"] == "main" else draw_ends
-    draw(log, folder / "figure.png", f"{heading}   {spread}; dotted: chance")
+    title = f"{heading}   {spread}; dotted: chance"
+    if log.has("curve_copain") and info["study"] == "main":
+        title += "; curves: the same third of the items at every step"
+    draw(log, folder / "figure.png", title)
     found = [f"{v['id']} {v['verdict']:>14}: {v['claim']} ({v['number']})" for v in claims]
     return "\n\n".join([heading, ends_table(log, arms, HEADINGS, most=7), spread, "\n".join(found),
                         f"report: {folder / 'report.md'}"])
