@@ -115,6 +115,7 @@ def read_lines(path, errors="strict"):
 
 def read_json_lines(path):
     """Yields ("FILE, line N", dict) of each line that is not blank."""
+    require(Path(path).is_file(), f"there is no file {path}: correct its name")
     for where, line in read_lines(path):
         if line:
             yield where, parse_object(line, where)
