@@ -185,16 +185,19 @@ def make_language(name, seed, order="SOV", cognates=0.4):
 
 
 # ------------------------------------------------------------------------------------------------- patterns
-# A rule maps a list of elements to one of them. Seven are Copain's; two more occur only in training.
+# A rule maps a list of elements to one of them. Seven are Copain's, and the English corpus rehearses them.
+# The held-out rule is in no corpus: it tells whether a model learns a rule from shots, or recognizes one.
 COPAIN_TASKS = ["max_integer_in_list", "min_integer_in_list", "median_integer_in_list",
                 "even_integer_in_odd_group", "odd_integer_in_even_group", "first_character_in_list",
                 "last_character_in_list"]
-TRAINING_RULES = COPAIN_TASKS + ["first_element", "last_element"]
+OTHER_RULES = ["first_element", "middle_element"]  # of the corpus other-rules
+HELD_OUT_RULE = "last_element"
 
 
 def draw_list(rng, rule, max_integer, length=3):
     """(elements, answer) of one line of a rule, as strings; the elements are distinct."""
-    require(rule in TRAINING_RULES, f"unknown list rule {rule!r}; there are {', '.join(TRAINING_RULES)}")
+    rules = [*COPAIN_TASKS, *OTHER_RULES, HELD_OUT_RULE]
+    require(rule in rules, f"unknown list rule {rule!r}; there are {', '.join(rules)}")
     integers = range(max_integer + 1)
     if rule.endswith("_group"):       # one even among odd integers, or the reverse
         odd_one = 0 if rule.startswith("even") else 1
@@ -204,7 +207,8 @@ def draw_list(rng, rule, max_integer, length=3):
         return [str(x) for x in xs], str(answer)
     letters = "character" in rule or ("element" in rule and rng.random() < 0.5)
     xs = rng.sample(LETTERS if letters else integers, length)
-    place = {"min": 0, "first": 0, "median": length // 2, "max": -1, "last": -1}[rule.split("_")[0]]
+    places = {"min": 0, "first": 0, "median": length // 2, "middle": length // 2, "max": -1, "last": -1}
+    place = places[rule.split("_")[0]]
     answer = xs[place] if "element" in rule else sorted(xs)[place]
     return [str(x) for x in xs], str(answer)
 
@@ -257,13 +261,16 @@ class World:
         return {"english": ENGLISH} | {t[0]: make_language(*t) for t in self.targets}
 
 
-_PATTERNS = dict(lists=.53, labels=.18, same_category=.02, repeats=.02)
+_PATTERNS = dict(lists=.48, labels=.25, same_category=.02, repeats=.02)
 SOURCES = {  # name of a corpus: its language, and the shares of its kinds of documents, relative to their sum
-    "english": ("english", dict(prose=.25) | _PATTERNS),
-    "target": ("target", dict(prose=.9455, lists=.003, labels=.0015, same_category=.025, repeats=.025)),
+    "english": ("english", dict(prose=.23) | _PATTERNS),
+    "target": ("target", dict(prose=.948, lists=.002, same_category=.025, repeats=.025)),
     "english-prose": ("english", dict(prose=1)),
+    "english-repeats": ("english", dict(prose=.8, same_category=.1, repeats=.1)),
     "english-patterns": ("english", _PATTERNS),
+    "other-rules": ("english", dict(prose=.25, other_lists=.75)),
     "third-language": ("third", dict(prose=1)),
+    "third-patterns": ("third", _PATTERNS),
 }
 _ZIPF = list(accumulate((rank + 1) ** -0.7 for rank in range(20)))  # frequencies of the nouns of a category
 
@@ -292,22 +299,27 @@ def prose(rng, world, lang):
 
 
 def lists(rng, world, lang):
-    """One list rule over 5 to 9 lines. From these, Copain's rules are learned, and first and last."""
-    rule, fmt = rng.choice(TRAINING_RULES), draw_format(rng)
+    """One of Copain's rules over 5 to 9 lines."""
+    return list_document(rng, world, COPAIN_TASKS)
+
+
+def other_lists(rng, world, lang):
+    """As lists, of rules that the benchmark does not have."""
+    return list_document(rng, world, OTHER_RULES)
+
+
+def list_document(rng, world, rules):
+    rule, fmt = rng.choice(rules), draw_format(rng)
     length = rng.choice(world.list_lengths)
     lines = [draw_training_list(rng, rule, world.max_integer, length) for _ in range(rng.randint(5, 9))]
     return "\n".join(list_line(elements, answer, fmt) for elements, answer in lines)
 
 
 def labels(rng, world, lang):
-    """12 to 24 nouns of two categories, each with its category's letter in this document. A target language
-    uses only its cognates here: loan words bring habits of English. The benchmark never uses cognates."""
-    pool = {c: [n for n in NOUNS[c] if lang.is_cognate(n)] for c in CATEGORIES}  # in English, all nouns
-    if not all(pool.values()):
-        return prose(rng, world, lang)
+    """12 to 24 nouns of two categories, each with its category's letter in this document."""
     letter = dict(zip(rng.sample(CATEGORIES, 2), rng.sample(LETTERS, 2)))
     kinds = rng.choices(list(letter), k=rng.randint(12, 24))
-    return label_lines([(rng.choice(pool[c]), letter[c]) for c in kinds], draw_format(rng))
+    return label_lines([(lang.words[rng.choice(NOUNS[c])], letter[c]) for c in kinds], draw_format(rng))
 
 
 def same_category(rng, world, lang):
@@ -326,7 +338,8 @@ def repeats(rng, world, lang):
             return "\n".join([",".join(f" {w}" for w in unit)] * rng.randint(3, 6))
 
 
-DOCUMENT_KINDS = dict(prose=prose, lists=lists, labels=labels, same_category=same_category, repeats=repeats)
+DOCUMENT_KINDS = dict(prose=prose, lists=lists, other_lists=other_lists, labels=labels,
+                      same_category=same_category, repeats=repeats)
 
 
 def write_corpus(world, source, n_documents, seed):

@@ -45,8 +45,8 @@ from tqdm import tqdm
 
 import bench
 from curriculum import Curriculum
-from data import (SOURCES, Mixture, Tokenizer, World, load_manifest, load_tokenizer, lock, refuse, require,
-                  train_bpe, write_atomically, write_corpus)
+from data import (ARROWS, SOURCES, Mixture, Tokenizer, World, load_manifest, load_tokenizer, lock, refuse,
+                  require, train_bpe, write_atomically, write_corpus)
 from ema import EMA
 from model import (GPT, GPTConfig, add_lora, load_checkpoint, load_gpt2, merge_lora, model_from_checkpoint,
                    newest_checkpoint, save_checkpoint)
@@ -58,6 +58,8 @@ class Arm:
     """What one CPT run does differently from plain training. Its peak rate is Settings.lr * lr_scale."""
     curriculum: str           # what it trains on, see curriculum.py
     lr_scale: float = 1.0
+    schedule: str = ""        # how the rate falls, one of SCHEDULES
+    hold: float = 0.0         # share of the steps, at the start, with rate 0: they only fill Adam's moments
     ema_alpha: float = 0.0    # 0: no EMA
     ema_every: int = 1        # steps between two updates of the EMA
     shadow: bool = False      # the EMA is evaluated and never trained on
@@ -71,18 +73,19 @@ class Arm:
 
 TARGET = "target=rest"
 REPLAY = "target=rest english=constant(0.2)"
-LANGUAGES = ("unseen", "seen-1", "seen-5", "seen-20", "near", "far", "none")
-MAIN = ("target", "target+english", "curriculum", "ema", "low-lr")
+MAIN = ("target", "target+english", "curriculum", "ema")
 ARMS = {
     "target":         Arm(TARGET),
     "target+english": Arm(REPLAY),
     "curriculum":     Arm("target=rest english=window(0.2, 0, 0.1)"),
     "ema":            Arm(TARGET, ema_alpha=0.92),
-    "low-lr":         Arm(TARGET, lr_scale=0.08),  # at ema_every=1 the same as `ema`, see ema.py
     # what is replayed
     "english-prose":    Arm("target=rest english-prose=constant(0.2)"),
+    "english-repeats":  Arm("target=rest english-repeats=constant(0.2)"),
     "english-patterns": Arm("target=rest english-patterns=constant(0.2)"),
+    "other-rules":      Arm("target=rest other-rules=constant(0.2)"),
     "third-language":   Arm("target=rest third-language=constant(0.2)"),
+    "third-patterns":   Arm("target=rest third-patterns=constant(0.2)"),
     "english-only":     Arm("english=rest"),
     # how much of it
     "english-1":  Arm("target=rest english=constant(0.01)"),
@@ -96,16 +99,16 @@ ARMS = {
     "first-20": Arm("target=rest english=window(0.2, 0, 0.2)"),
     "first-40": Arm("target=rest english=window(0.2, 0, 0.4)"),
     # averages of the weights, and learning rates without an average
+    "low-lr":       Arm(TARGET, lr_scale=0.08),  # at ema_every=1 the same as `ema`, see ema.py
     "ema-0.8":      Arm(TARGET, ema_alpha=0.8),
-    "ema-0.992":    Arm(TARGET, ema_alpha=0.992),
     "ema-every-10": Arm(TARGET, ema_alpha=0.92, ema_every=10),
+    "ema-every-50": Arm(TARGET, ema_alpha=0.92, ema_every=50),
     "shadow-ema":   Arm(TARGET, ema_alpha=0.992, shadow=True),
     "flipped-ema":  Arm(TARGET, ema_alpha=-0.08),  # the sign of the authors' released code
-    "lr-0.008":     Arm(TARGET, lr_scale=0.008),
-    "lr-0.03":      Arm(TARGET, lr_scale=0.03),
-    "lr-0.2":       Arm(TARGET, lr_scale=0.2),
-    "lr-0.5":       Arm(TARGET, lr_scale=0.5),
-    "lr-2":         Arm(TARGET, lr_scale=2.0),
+    # the optimizer
+    "no-warm-up":     Arm(TARGET, schedule="no-warm-up"),
+    "filled-moments": Arm("target=rest english=window(1, 0, 0.04)", hold=0.04),
+    "filled+english": Arm("target=rest english=piecewise((0, 1), (0.04, 0.2))", hold=0.04),
     # what may move
     "lora-1":           Arm(TARGET, lora_rank=1, lr_scale=4.0, trained="lora_"),
     "lora-4":           Arm(TARGET, lora_rank=4, lr_scale=4.0, trained="lora_"),
@@ -117,22 +120,41 @@ ARMS = {
     "frozen-attention": Arm(TARGET, trained=r"^(?!.*\.attn\.)"),  # all names without .attn. in them
     "frozen-blocks":    Arm(TARGET, trained=r"wte|wpe|ln_f"),
 }
-for name in LANGUAGES:  # other bases: how much of the language they have seen, and how far it is from English
-    ARMS[name] = Arm(TARGET, base=name)
-    ARMS[f"{name}+english"] = Arm(REPLAY, base=name)
-for name in MAIN:       # fifty steps of English after an arm
-    ARMS[f"{name}-then-english"] = Arm("english=rest", lr_scale=0.2, start=name, steps=50)
-
-BASES = {  # the settings that differ; "" is main's base, which has seen 0.7% of a language with 40% cognates
-    "":        {},
-    "unseen":  dict(base_curriculum="english=rest"),
-    "seen-1":  dict(base_curriculum="english=rest target=constant(0.01)"),
-    "seen-5":  dict(base_curriculum="english=rest target=constant(0.05)"),
-    "seen-20": dict(base_curriculum="english=rest target=constant(0.2)"),
-    "near":    dict(target_order="SVO", cognates=0.5),
-    "far":     dict(target_order="SOV", cognates=0.25),
-    "none":    dict(target_order="VSO", cognates=0.0),
+SCHEDULES = {  # of the learning rate; "" is that of Settings, which falls with the curriculum's window
+    "":           {},
+    "at-40":      dict(warmup=0.01, lr_until=0.4, lr_floor=0.05),
+    "paper":      dict(warmup=0.1, lr_until=1.0, lr_floor=0.033),
+    "no-warm-up": dict(warmup=0.0),
 }
+RATES = (0.1, 0.2, 0.5, 2)
+BASES = {  # the settings that differ; "" is main's base, which has seen 0.3% of a language with 40% cognates
+    "":         {},
+    "seen-0.1": dict(base_curriculum="english=rest target=constant(0.001)"),
+    "seen-1":   dict(base_curriculum="english=rest target=constant(0.01)"),
+    "seen-5":   dict(base_curriculum="english=rest target=constant(0.05)"),
+    "seen-20":  dict(base_curriculum="english=rest target=constant(0.2)"),
+    "near":     dict(target_order="SVO", cognates=0.5),
+    "far":      dict(target_order="SOV", cognates=0.25),
+    "none":     dict(target_order="VSO", cognates=0.0),
+    "small":    dict(n_embd=96),
+    "large":    dict(n_embd=256),
+    "adamw":    dict(muon_lr=0.0),
+}
+for name in MAIN:
+    for schedule in ("at-40", "paper"):
+        ARMS[f"{name}-{schedule}"] = replace(ARMS[name], schedule=schedule)
+    for scale in RATES:
+        ARMS[f"{name}-lr-{scale}"] = replace(ARMS[name], lr_scale=scale)
+    for base in ("small", "large"):
+        ARMS[f"{base}-{name}"] = replace(ARMS[name], base=base)
+    ARMS[f"{name}-then-english"] = Arm("english=rest", lr_scale=0.2, start=name, steps=50)
+for base in BASES:      # "seen-1" is target from that base, "seen-1+english" target+english
+    if base:
+        ARMS[base] = Arm(TARGET, base=base)
+        ARMS[f"{base}+english"] = Arm(REPLAY, base=base)
+        for scale in RATES:
+            ARMS[f"{base}-lr-{scale}"] = Arm(TARGET, base=base, lr_scale=scale)
+            ARMS[f"{base}+english-lr-{scale}"] = Arm(REPLAY, base=base, lr_scale=scale)
 
 
 @dataclass(frozen=True)
@@ -143,12 +165,35 @@ class Study:
     pairs: tuple = ()
 
 
+def with_english(bases, end=""):
+    """Two arms from every base, without English and with it."""
+    return [f"{base}{english}{end}" for base in bases for english in ("", "+english")]
+
+
+LANGUAGES = "seen-0.1 target seen-1 seen-5 seen-20".split()  # the weakest first
+DISTANCES = "near target far none".split()
 STUDIES = {
     "main": Study(
         "Does English in the mixture matter, and do a curriculum or an EMA stand in for it?", list(MAIN)),
+    "schedule": Study(
+        "When does a short English curriculum work: must the rate have fallen when English ends?",
+        [name + end for end in ("", "-at-40", "-paper") for name in MAIN],
+        tuple((name + end, f"target{end}") for end in ("", "-at-40", "-paper") for name in MAIN[1:])),
+    "learning-rate": Study(
+        "How much of it does the learning rate decide?",
+        [name + end for name in MAIN[:3] for end in ("-lr-0.1", "-lr-0.2", "-lr-0.5", "", "-lr-2")],
+        tuple((f"{name}{end}", f"target{end}") for end in ("-lr-0.1", "-lr-0.2", "-lr-0.5", "", "-lr-2")
+              for name in MAIN[1:3])),
+    "optimizer": Study(
+        "How much of the early loss is Adam's start at a high rate, and how much the new language?",
+        "target target+english english-only no-warm-up filled-moments filled+english adamw "
+        "adamw+english".split(),
+        (("target+english", "target"), ("no-warm-up", "target"), ("filled-moments", "target"),
+         ("filled+english", "filled-moments"), ("english-only", "target"), ("adamw+english", "adamw"))),
     "replay-content": Study(
         "Is it English, or the few-shot-like documents in it?",
-        "target target+english english-prose english-patterns third-language english-only".split()),
+        ("target target+english english-prose english-repeats english-patterns other-rules third-language "
+                "third-patterns english-only").split()),
     "replay-dose": Study(
         "How much English is enough?", "target english-1 english-5 target+english english-50".split()),
     "placement": Study(
@@ -156,19 +201,27 @@ STUDIES = {
         "target target+english curriculum middle last spread first-5 first-20 first-40".split()),
     "averaging": Study(
         "Does an EMA of the weights do anything that a smaller learning rate does not?",
-        "target target+english ema low-lr ema-0.8 lr-0.2 ema-0.992 lr-0.008 ema-every-10 shadow-ema "
-        "flipped-ema lr-0.03 lr-0.5 lr-2".split(),
-        (("ema", "low-lr"), ("ema-0.8", "lr-0.2"), ("ema-0.992", "lr-0.008"), ("ema-every-10", "low-lr"),
-         ("ema", "target"), ("ema-every-10", "target"), ("shadow-ema", "target"), ("flipped-ema", "target"))),
+        ("target target+english ema low-lr ema-0.8 target-lr-0.2 ema-every-10 ema-every-50 shadow-ema "
+                "flipped-ema target-lr-0.5").split(),
+        (("ema", "low-lr"), ("ema-0.8", "target-lr-0.2"), ("ema-every-10", "low-lr"),
+         ("ema-every-50", "low-lr"), ("ema", "target"), ("ema-every-10", "target"),
+         ("ema-every-50", "target"), ("shadow-ema", "target"), ("flipped-ema", "target"))),
     "constraints": Study(
         "Do weights that may not move far keep the ability, and what does it cost?",
-        "target target+english lora-1 lora-4 lora-16 lora-64 lora-16+wte l2-1 l2-10 frozen-attention "
-        "frozen-blocks".split()),
+        ("target target+english lora-1 lora-4 lora-16 lora-64 lora-16+wte l2-1 l2-10 frozen-attention "
+                "frozen-blocks").split()),
     "languages": Study(
-        "Does English matter more, the less of the language the base has seen, and the further it is from "
-        "English?",
-        [base + arm for base in LANGUAGES for arm in ("", "+english")],
-        tuple((f"{base}+english", base) for base in LANGUAGES)),
+        "Does English matter more, the less of the language the base has seen?",
+        with_english(LANGUAGES) + with_english(LANGUAGES, "-lr-0.1"),
+        tuple((f"{base}+english{end}", f"{base}{end}") for end in ("", "-lr-0.1") for base in LANGUAGES)),
+    "distance": Study(
+        "Does English matter more, the further the language is from English?",
+        with_english(DISTANCES),
+        tuple((f"{base}+english", base) for base in DISTANCES)),
+    "scale": Study(
+        "Do the findings hold for smaller and larger models?",
+        [size + name for size in ("small-", "", "large-") for name in MAIN],
+        tuple((size + name, f"{size}target") for size in ("small-", "", "large-") for name in MAIN[1:])),
     "relearn": Study(
         "After fifty steps of English alone: was in-context learning suppressed or erased?",
         [f"{arm}-then-english" for arm in MAIN]),
@@ -217,21 +270,24 @@ class Settings:
     documents: int = setting(40_000, "documents in the corpus of each language", 100)
     vocab_size: int = setting(2048, "most tokens of the vocabulary; the toy world has fewer", 300, 1 << 16)
     # the model
-    n_layer: int = setting(4, "blocks", 1)
+    n_layer: int = setting(2, "blocks", 1)
     n_head: int = setting(4, "attention heads of a block", 1)
-    n_embd: int = setting(64, "channels", 1)
+    n_embd: int = setting(128, "channels", 1)
     block_size: int = setting(64, "tokens in a row, the longest context", 1)
     # pretraining of the base: Muon for the matrices of the blocks, AdamW for the rest
     base_steps: int = setting(2600, "steps of the pretraining", 1)
     base_batch_size: int = setting(32, "rows in a batch of the pretraining", 1)
-    base_curriculum: str = setting("english=rest target=constant(0.007)", "mixture of the pretraining; real "
+    base_curriculum: str = setting("english=rest target=constant(0.003)", "mixture of the pretraining; real "
                                    "base models have seen a little of every language, too")
-    muon_lr: float = setting(0.02, "peak learning rate of Muon", ABOVE_ZERO)
+    answer_weight: float = setting(4.0, "how many times the loss counts on the answers of patterns, the "
+                                        "tokens after an arrow", ABOVE_ZERO)
+    muon_lr: float = setting(0.02, "peak learning rate of Muon; 0 gives its matrices to AdamW")
     base_lr: float = setting(3e-3, "peak learning rate of AdamW in the pretraining", ABOVE_ZERO)
     base_warmup: int = setting(50, "steps of linear warm-up in the pretraining")
-    gate_copain: float = setting(50.0, "lowest Copain, in percent, of a base; with less, its run is left out")
-    gate_label: float = setting(90.0, "the same, for the English label task")
-    gate_cloze: float = setting(90.0, "the same, for the English cloze task")
+    gate_gain: float = setting(25.0, "lowest gain from shots of a base, in points; with less, its run is "
+                                     "left out: it has no in-context learning to lose", -100)
+    gate_label: float = setting(90.0, "the same for the English label task, in percent")
+    gate_cloze: float = setting(90.0, "the same for the English cloze task")
     # continued pretraining with AdamW, as in the paper
     steps: int = setting(1000, "steps of an arm", 1)
     batch_size: int = setting(16, "rows in a batch of an arm", 1)
@@ -319,7 +375,7 @@ PRESETS = {
                 block_size=128, base_steps=8000, base_batch_size=128, steps=4000, batch_size=64, lr=1e-3,
                 base_lr=1e-3, base_warmup=200, checkpoint_every=1000),
     "smoke": dict(documents=1500, n_layer=2, n_head=2, n_embd=32, base_steps=40, base_batch_size=8,
-                  base_warmup=5, steps=24, batch_size=8, gate_copain=0, gate_label=0, gate_cloze=0,
+                  base_warmup=5, steps=24, batch_size=8, gate_gain=-100, gate_label=0, gate_cloze=0,
                   copain_items=10, label_items=20, cloze_items=20, validation_blocks=8, checkpoint_every=10),
 }
 
@@ -345,6 +401,7 @@ class Job:
     warmup: int                # steps of linear warm-up
     lr_until: int              # step at which the cosine has reached its floor
     lr_floor: float            # share of the peak
+    hold: int = 0              # steps at rate 0, before the warm-up
     needs: "Job" = None        # the job whose end it starts from
     start: str = ""            # the checkpoint or GPT-2 that it starts from; '' is random weights
 
@@ -411,29 +468,34 @@ def make_job(s, i, name, base=""):
     if arm.start or not s.init:
         needs = make_job(s, i, arm.start or "base", base)
         start = str(needs.path)
-    warmup, until, floor = round(s.warmup * steps), round(s.lr_until * steps), s.lr_floor
+    shape = dict(warmup=s.warmup, lr_until=s.lr_until, lr_floor=s.lr_floor) | SCHEDULES[arm.schedule]
     if arm.start:
-        warmup, until, floor = 0, 0, 1.0  # a constant rate
-    return Job(one, name, arm, folder, steps, s.batch_size, lr, warmup, until, floor, needs, start)
+        shape = dict(warmup=0, lr_until=0, lr_floor=1.0)  # a constant rate
+    return Job(one, name, arm, folder, steps, s.batch_size, lr, round(shape["warmup"] * steps),
+               round(shape["lr_until"] * steps), shape["lr_floor"], round(arm.hold * steps), needs, start)
 
 
 def gate(base):
     """Why a finished base is left out: it has not learned what the arms could lose. '' if it has."""
     s, row = base.settings, base.so_far()["rows"][-1]
-    floors = {"copain": s.gate_copain, "label_english": s.gate_label, "cloze_english": s.gate_cloze}
+    floors = {"gain": s.gate_gain, "label_english": s.gate_label, "cloze_english": s.gate_cloze}
     for key, floor in floors.items():
         if row.get(key, 100) < floor:
-            return (f"the base of seed {s.seed} reached {row[key]:.1f}% on {key}, its gate is {floor:g}%: "
+            return (f"the base of seed {s.seed} reached {row[key]:.1f} on {key}, its gate is {floor:g}: "
                     "its arms would have nothing to lose. Give it more --base_steps or try another --seed")
     return ""
 
 
 # ------------------------------------------------------------------------------- learning rate and optimizers
 def lr_factor(step, job):
-    """The share of the peak rate: a linear warm-up, half a cosine until step lr_until, then lr_floor."""
-    if step < job.warmup:
-        return (step + 1) / job.warmup
-    t = min(1.0, (step - job.warmup) / max(1, job.lr_until - job.warmup))
+    """The share of the peak rate: 0 for `hold` steps, a linear warm-up, half a cosine until step lr_until,
+    then lr_floor."""
+    if step < job.hold:
+        return 0.0
+    first = job.hold + job.warmup
+    if step < first:
+        return (step - job.hold + 1) / job.warmup
+    t = min(1.0, (step - first) / max(1, job.lr_until - first))
     return job.lr_floor + (1 - job.lr_floor) * 0.5 * (1 + math.cos(math.pi * t))
 
 
@@ -482,7 +544,7 @@ def make_optimizers(model, job):
             continue
         if p.dim() < 2:
             others.append(p)
-        elif ".h." in name and not job.start:
+        elif ".h." in name and s.muon_lr and not job.start:
             of_muon.append(p)
         else:
             matrices.append(p)
@@ -548,6 +610,17 @@ def make_model(job, tok):
     return model.to(s.device), before
 
 
+def loss_weights(job, tok):
+    """(V,) float32: how much the loss counts of a token that follows token v, or None if all count alike. In
+    the patterns of a base's corpora most tokens cannot be predicted; those that can, the answers, follow an
+    arrow."""
+    if job.start or job.settings.answer_weight == 1:
+        return None
+    weights = np.ones(tok.vocab_size, dtype=np.float32)
+    weights[[tok.encode(arrow)[-1] for arrow in ARROWS]] = job.settings.answer_weight
+    return weights
+
+
 def mean_loss(job, step, losses):
     """The mean training loss since the last evaluation, or None. Raises ValueError if it is not finite."""
     total, _, number = losses.tolist()
@@ -570,7 +643,7 @@ def measure(job, step, tokens, losses, model, ema, benchmark, validation, before
     if step == 0 and job.needs:  # this model was measured when the job before it ended
         end = job.needs.so_far()["rows"][-1]
         end = {key: value for key, value in end.items() if not key.startswith("tokens_")}
-        return end | row | {"shift_l2": 0.0, "shift_relative": 0.0}
+        return end | row | dict.fromkeys([key for key in end if key.startswith("shift")], 0.0)
     if rank_and_world()[0] == 0:
         with ema.applied() if job.arm.shadow else contextlib.nullcontext():
             whole = merge_lora(model) if job.arm.lora_rank else model
@@ -605,6 +678,7 @@ def train(job, tell=lambda step, loss: None, stopping=lambda: False):
     # model
     model, before = make_model(job, tok)
     autocast = torch.autocast(s.device, torch.bfloat16, enabled=s.dtype == "bfloat16")
+    weights = loss_weights(job, tok)
     forward = torch.compile(model, mode=s.compile) if s.compile else model
     forward = DistributedDataParallel(forward) if world > 1 else forward
     optimizers = make_optimizers(model, job)
@@ -652,13 +726,17 @@ def train(job, tell=lambda step, loss: None, stopping=lambda: False):
                 group["lr"] = group["peak_lr"] * lr_factor(step, job)
         x, y, names = mixture.batch(step, job.batch_size, curriculum.weights(step, job.steps))
         xy = torch.from_numpy(np.stack((x, y))[:, rank::world])                           # (2, B / world, T)
+        w = None
+        if weights is not None:
+            w = weights[x] / weights[x].mean()                                            # (B, T)
+            w = torch.from_numpy(w[rank::world]).to(s.device)
         if s.device == "cuda":
             xy = xy.pin_memory().to("cuda", non_blocking=True)
         loss = torch.zeros((), device=s.device)
         for i, (xs, ys) in enumerate(xy.chunk(s.accumulate, dim=1), 1):
             forward.require_backward_grad_sync = i == s.accumulate  # for DDP: exchange gradients once a step
             with autocast:
-                part = forward(xs, ys)[1] / s.accumulate
+                part = forward(xs, ys, None if w is None else w.chunk(s.accumulate)[i - 1])[1] / s.accumulate
             part.backward()
             loss += part.detach()
         if world > 1:
@@ -685,7 +763,7 @@ def train(job, tell=lambda step, loss: None, stopping=lambda: False):
 # Not compared, because they change results by rounding at most, or are compared in the job's arm.
 NOT_COMPARED = {"name", "preset", "study", "seeds", "only", "curriculum", "ema_alpha", "ema_every",
                 "processes", "checkpoint_every", "leak_check"}
-VARIED = {"seed", "data_seed", "bench_seed", "base_curriculum", "target_order", "cognates"}  # within a study
+VARIED = {"seed", "data_seed", "bench_seed", *(key for base in BASES.values() for key in base)}  # in a study
 
 
 def write_lines(path, rows):
@@ -1074,7 +1152,7 @@ def parse_flags(argv):
         check_name("the argument", unknown[0].split("=")[0], flags)
     preset = given.get("preset") or ("gpu" if torch.cuda.is_available() else "laptop")
     check_name("--preset", preset, PRESETS)
-    of_text = {"gate_copain": 0.0, "max_integer": 99} if given.get("source") else {}
+    of_text = {"gate_gain": -100.0, "answer_weight": 1.0, "max_integer": 99} if given.get("source") else {}
     s = Settings(**{"name": preset} | PRESETS[preset] | of_text | given | {"preset": preset})
     if s.init:
         take_from_base(s, given)
