@@ -587,27 +587,20 @@ def judge_c3(log):
         f"{before.mean:.0f}%, without {without.mean:.0f}%)")
 
 
-def shift_at(log, arm, seed, level):
-    """The L2 shift of a run where its target perplexity first comes down to a level: between two evaluations,
-    on a straight line in the logarithm of the perplexity."""
-    points = []
-    for step in log.steps:
-        row = log.rows[arm, seed, step]
-        points.append((math.log(row["curve_ppl_target"]), row["shift_l2"]))
-    for (ppl, shift), (next_ppl, next_shift) in zip(points, points[1:]):
-        if next_ppl <= math.log(level) < ppl:
-            return shift + (next_shift - shift) * (ppl - math.log(level)) / (ppl - next_ppl)
-    return points[-1][1]
+def shift_at(log, arm, levels):
+    """The L2 shift of every run where its target perplexity first comes down to a level, one per run."""
+    ppl = [log.curve(arm, "ppl_target", step) for step in log.steps]
+    ppl = np.minimum.accumulate(np.log(ppl))[::-1]                                    # (steps, seeds), rising
+    shift = np.array([log(arm, "shift_l2", step) for step in log.steps])[::-1]
+    return np.array([np.interp(math.log(x), ppl[:, i], shift[:, i]) for i, x in enumerate(levels)])
 
 
 def judge_c4(log):
     early = min((step for step in log.steps if step >= 0.1 * log.last), default=log.last)
     first, final = (Estimate.of(log("target", "shift_l2", step) / log("target+english", "shift_l2", step))
                     for step in (early, log.last))
-    equal = []
-    for seed in log.seeds:  # where both have the perplexity at which the slower one ends
-        level = max(log.rows[arm, seed, log.last]["curve_ppl_target"] for arm in T_TE) * 1.001
-        equal.append(shift_at(log, "target", seed, level) / shift_at(log, "target+english", seed, level))
+    ends = np.maximum(*(log.curve(arm, "ppl_target", log.last) for arm in T_TE))  # where the slower one ends
+    equal = shift_at(log, "target", ends) / shift_at(log, "target+english", ends)
     further = first.low > 1 and final.low > 1
     return grade([further, min(first.mean, final.mean) >= SHIFT_RATIO], [further]), (
         f"L2 shift without / with English {first.text(2)} at step {early}, {final.text(2)} at the end, "
@@ -684,7 +677,8 @@ CLAIMS = [
           "the weaker the base is in the target language, the more English matters",
           f"the gap te - t on the label task is larger, by {GAP:g} points or more, from the base that has "
           "seen 0.1% of the language than from the one that has seen 20%; larger by less is partly; "
-          f"inconclusive if te of the weakest ends within {GAP:g} points of chance or the interval allows both")]
+          f"inconclusive if te of the weakest ends within {GAP:g} points of chance, or if the interval "
+          "allows both")]
 
 
 def verdicts(log, study="main"):

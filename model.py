@@ -117,8 +117,8 @@ class GPT(nn.Module):
 
     def forward(self, idx, targets=None, weights=None):
         """idx (B, T) holds token ids, T <= block_size. With targets (B, T), -1 not counted: the logits
-        (B, T, V) and the mean cross-entropy in nats, each target times its weight if weights (B, T) are
-        given. Without targets: logits (B, V) after the last token, None."""
+        (B, T, V) and the mean cross-entropy in nats. Without: logits (B, V) after the last token, None.
+        With weights (V,), the loss of the target that follows token v counts weights[v] times."""
         T, V = idx.size(1), self.config.vocab_size
         if T > self.config.block_size:
             raise ValueError(f"a row of {T} tokens does not fit into block_size={self.config.block_size}")
@@ -136,7 +136,7 @@ class GPT(nn.Module):
             loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1)
         else:
             loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
-            loss = (loss * weights.flatten()).mean()
+            loss = (loss * weights[idx].flatten()).mean()
         return logits[..., :V], loss
 
     @torch.no_grad()

@@ -610,15 +610,16 @@ def make_model(job, tok):
     return model.to(s.device), before
 
 
-def loss_weights(job, tok):
-    """(V,) float32: how much the loss counts of a token that follows token v, or None if all count alike. In
-    the patterns of a base's corpora most tokens cannot be predicted; those that can, the answers, follow an
+def loss_weights(job, tok, sources):
+    """(V,): how much the loss counts on the token that follows token v, 1 on average; None if all count alike.
+    In the patterns of a base's corpora most tokens cannot be predicted. Those that can, the answers, follow an
     arrow."""
     if job.start or job.settings.answer_weight == 1:
         return None
-    weights = np.ones(tok.vocab_size, dtype=np.float32)
+    weights = torch.ones(tok.vocab_size)
     weights[[tok.encode(arrow)[-1] for arrow in ARROWS]] = job.settings.answer_weight
-    return weights
+    ids = next(iter(sources.values()))[:1 << 20]
+    return (weights / weights[torch.from_numpy(ids.astype(np.int64))].mean()).to(job.settings.device)
 
 
 def mean_loss(job, step, losses):
@@ -678,7 +679,7 @@ def train(job, tell=lambda step, loss: None, stopping=lambda: False):
     # model
     model, before = make_model(job, tok)
     autocast = torch.autocast(s.device, torch.bfloat16, enabled=s.dtype == "bfloat16")
-    weights = loss_weights(job, tok)
+    weights = loss_weights(job, tok, mixture.sources)
     forward = torch.compile(model, mode=s.compile) if s.compile else model
     forward = DistributedDataParallel(forward) if world > 1 else forward
     optimizers = make_optimizers(model, job)
@@ -726,17 +727,13 @@ def train(job, tell=lambda step, loss: None, stopping=lambda: False):
                 group["lr"] = group["peak_lr"] * lr_factor(step, job)
         x, y, names = mixture.batch(step, job.batch_size, curriculum.weights(step, job.steps))
         xy = torch.from_numpy(np.stack((x, y))[:, rank::world])                           # (2, B / world, T)
-        w = None
-        if weights is not None:
-            w = weights[x] / weights[x].mean()                                            # (B, T)
-            w = torch.from_numpy(w[rank::world]).to(s.device)
         if s.device == "cuda":
             xy = xy.pin_memory().to("cuda", non_blocking=True)
         loss = torch.zeros((), device=s.device)
         for i, (xs, ys) in enumerate(xy.chunk(s.accumulate, dim=1), 1):
             forward.require_backward_grad_sync = i == s.accumulate  # for DDP: exchange gradients once a step
             with autocast:
-                part = forward(xs, ys, None if w is None else w.chunk(s.accumulate)[i - 1])[1] / s.accumulate
+                part = forward(xs, ys, weights)[1] / s.accumulate
             part.backward()
             loss += part.detach()
         if world > 1:

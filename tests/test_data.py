@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import data
-from data import (CATEGORIES, COPAIN_TASKS, ENGLISH, HELD_OUT_FORMAT, NOUNS, TRAINING_RULES, Mixture, Tokenizer, World,
-                  draw_list, draw_training_list, is_reserved, list_line, make_language, train_bpe, write_corpus)
+from data import (CATEGORIES, COPAIN_TASKS, ENGLISH, HELD_OUT_FORMAT, NOUNS, Mixture, Tokenizer, World, draw_list,
+                   draw_training_list, is_reserved, list_line, make_language, train_bpe, write_corpus)
 
 
 # ------------------------------------------------------------------------------------------------------- tokenizer
@@ -78,7 +78,7 @@ def test_an_impossible_language_is_refused(order, cognates):
         make_language("x", 0, order, cognates)
 
 
-@pytest.mark.parametrize("rule", TRAINING_RULES)
+@pytest.mark.parametrize("rule", [*COPAIN_TASKS, *data.OTHER_RULES, data.HELD_OUT_RULE])
 @pytest.mark.parametrize("length", [3, 5])
 def test_the_answer_of_a_rule_is_an_element_and_follows_the_rule(rule, length):
     rng = Random(0)
@@ -94,7 +94,7 @@ def test_the_answer_of_a_rule_is_an_element_and_follows_the_rule(rule, length):
             "even_integer_in_odd_group": lambda: next(x for x in numbers if x % 2 == 0),
             "odd_integer_in_even_group": lambda: next(x for x in numbers if x % 2),
             "first_character_in_list": lambda: min(numbers), "last_character_in_list": lambda: max(numbers),
-            "first_element": lambda: numbers[0], "last_element": lambda: numbers[-1]}[rule]()
+            "first_element": lambda: numbers[0], "middle_element": lambda: numbers[length // 2], "last_element": lambda: numbers[-1]}[rule]()
         assert a == expected
         if rule.endswith("_group"):  # the odd one out is alone
             assert sum(x % 2 == a % 2 for x in numbers) == 1
