@@ -642,14 +642,17 @@ class Mixture:
         mix = Mixture({"target": ids_a, "english": ids_b}, block_size=64, seed=0)
         x, y, rows = mix.batch(step=0, batch_size=32, weights={"target": .8, "english": .2})
 
-    Each source has its own random stream. So runs with different weights see the same windows of a source.
+    Each source has its own random stream. So runs with different weights see the same windows of a source. A
+    window begins anywhere; or, if the id `eot` is given, where a document does, as a benchmark prompt does.
     """
 
-    def __init__(self, sources, block_size, seed):
+    def __init__(self, sources, block_size, seed, eot=None):
         for name, ids in sources.items():
             require(len(ids) > block_size, f"source {name!r} has {len(ids)} tokens; a block of {block_size} "
                     f"needs at least {block_size + 1}: give it more text or lower block_size")
-        self.sources, self.block_size, self.seed = sources, block_size, seed
+        self.sources, self.block_size, self.seed, self.starts = sources, block_size, seed, {}
+        for name, ids in sources.items() if eot is not None else []:
+            self.starts[name] = np.flatnonzero(ids[:len(ids) - block_size] == eot)
         self.offset = np.random.default_rng([seed, 0]).random()
 
     def counts(self, step, batch_size, weights):
@@ -666,7 +669,10 @@ class Mixture:
         for name, n in self.counts(step, batch_size, weights).items():
             ids = self.sources[name]
             rng = np.random.default_rng([self.seed, step, zlib.crc32(name.encode())])
-            starts = rng.integers(0, len(ids) - T, size=n)
+            if name in self.starts:
+                starts = rng.choice(self.starts[name], size=n)
+            else:
+                starts = rng.integers(0, len(ids) - T, size=n)
             xs.append(ids[starts[:, None] + np.arange(T + 1)])       # (n, T + 1)
             rows += [name] * n
         xy = np.concatenate(xs).astype(np.int64)                     # (B, T + 1)

@@ -279,6 +279,8 @@ class Settings:
     base_batch_size: int = setting(32, "rows in a batch of the pretraining", 1)
     base_curriculum: str = setting("english=rest target=constant(0.003)", "mixture of the pretraining; real "
                                    "base models have seen a little of every language, too")
+    align: int = setting(1, "1 begins every row of a batch where a document begins; 0 anywhere, for documents "
+                            "that are longer than a row", 0, 1)
     answer_weight: float = setting(4.0, "how many times the loss counts on the answers of patterns, the "
                                         "tokens after an arrow", ABOVE_ZERO)
     muon_lr: float = setting(0.02, "peak learning rate of Muon; 0 gives its matrices to AdamW")
@@ -667,7 +669,8 @@ def train(job, tell=lambda step, loss: None, stopping=lambda: False):
     tok = Tokenizer.from_json((job.folder / "tokenizer.json").read_text())
     curriculum = Curriculum(job.arm.curriculum)
     data_seed = 2 * s.data_seed + 1 if job.start else 2 * s.seed  # an arm's is odd, a base's even
-    mixture = Mixture(open_data(job, "train", curriculum.shapes, tok.dtype), s.block_size, data_seed)
+    sources = open_data(job, "train", curriculum.shapes, tok.dtype)
+    mixture = Mixture(sources, s.block_size, data_seed, tok.eot if s.align else None)
     validation = open_data(job, "val", s.validation_sources(), tok.dtype)
     benchmark = bench.Benchmark(s.world(), tok, *s.benchmark_arguments())
     longest = benchmark.longest()
@@ -1149,7 +1152,7 @@ def parse_flags(argv):
         check_name("the argument", unknown[0].split("=")[0], flags)
     preset = given.get("preset") or ("gpu" if torch.cuda.is_available() else "laptop")
     check_name("--preset", preset, PRESETS)
-    of_text = {"gate_gain": -100.0, "answer_weight": 1.0, "max_integer": 99} if given.get("source") else {}
+    of_text = {"gate_gain": -100.0, "answer_weight": 1.0, "align": 0, "max_integer": 99} if given.get("source") else {}
     s = Settings(**{"name": preset} | PRESETS[preset] | of_text | given | {"preset": preset})
     if s.init:
         take_from_base(s, given)
