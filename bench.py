@@ -871,11 +871,36 @@ def report(folder):
     summary = json.dumps({"study": info["study"], "seeds": log.seeds, "step": log.last, "claims": claims,
                           "arms": numbers}, indent=1)
     write_atomically(folder / "summary.json", lambda path: path.write_text(summary + "\n"))
-    draw = draw_curves if info["study"] == "main" else draw_ends
-    title = f"{heading}   {spread}; dotted: chance"
-    if log.has("curve_copain") and info["study"] == "main":
-        title += "; curves: the same third of the items at every step"
-    draw(log, folder / "figure.png", title)
+    holds = [v["id"] for v in claims if v["verdict"] == "reproduced"]
+    title, study, figure = heading, info["study"], folder / "figure.png"
+    if "C2" in holds and not smoke:
+        title = "Without English, in-context learning collapses"
+        if "C1" in holds:
+            title = "Without English: same perplexity, but in-context learning collapses"
+        if "C5" in holds and "C6" in holds:
+            title += "; curriculum and EMA prevent it"
+        elif "C5" in holds:
+            title += "; a curriculum prevents it"
+        elif "C6" in holds:
+            title += "; an EMA prevents it"
+    runs = f"one run, base seed {log.seeds[0]}"
+    if len(log.seeds) > 1:
+        runs = f"means of {len(log.seeds)} runs, base seeds {log.seeds[0]} to {log.seeds[-1]}; thin: a run"
+    title = f"{title}\n{runs}"
+    if study == "main":
+        if log.has("curve_copain"):
+            title += "; of the same third of the items at every step"
+        draw_curves(log, figure, title)
+    elif study == "replay-dose" and set(log.arms) == set(DOSES):
+        draw_dose(log, figure, title, DOSES, "English, % of the tokens")
+    elif study == "placement" and set(log.arms) == set(WINDOWS | BESIDE):
+        label = "English in the first ... % of the steps\n(right of 10: as much of it, at another time)"
+        draw_dose(log, figure, title, WINDOWS, label)
+    elif study in ("learning-rate", "constraints"):
+        draw_frontier(log, figure, f"{title}; large marker: highest rate, rank or penalty")
+    else:
+        title = title.replace("thin: a run", "bars: 95% t intervals; ticks: runs")
+        draw_ends(log, figure, f"{title}; hollow: gain from shots, points")
     found = [f"{v['id']} {v['verdict']:>14}: {v['claim']} ({v['number']})" for v in claims]
     return "\n\n".join([heading, ends_table(log, arms, HEADINGS, most=7), spread, "\n".join(found),
                         f"report: {folder / 'report.md'}"])
@@ -914,94 +939,123 @@ def findings(results):
 
 
 # ---------------------------------------------------------------------------------------------------- figures
-PANELS = {  # metric: title
-    "ppl_target": "Target perplexity", "copain": "Copain, % (in-context learning)",
-    "label_target": "Label task in the target language, %",
-    "label_ppl_target": "Label perplexity, target language", "shift_l2": "Shift from the base, mean L2",
-    "ppl_english": "English perplexity"}
-COLOURS = ["#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe and Ito's
+PANELS = {"ppl_target": "Target perplexity", "copain": "Copain, %", "gain": "Gain from shots, points",
+          "copain_restricted": "Copain, its list only, %", "label_target": "Label task (target), %",
+          "label_ppl_target": "Label perplexity", "shift_l2": "L2 shift", "ppl_english": "English perplexity"}
+CHANCE = {"copain": "copying\nan element", "copain_restricted": "chance", "label_target": "chance"}
+ARM_STYLE = {"target": ("#D55E00", "o"), "target+english": ("#0072B2", "s"), "curriculum": ("#009E73", "^"),
+             "ema": ("#CC79A7", "D")}  # colours that colour-blind readers tell apart (Okabe and Ito)
+MORE_COLOURS = ["#332288", "#999933", "#882255", "#888888", "#E69F00", "#56B4E9", "#000000"]
+DOSES = {"target": 0, "english-1": 1, "english-5": 5, "target+english": 20, "english-50": 50}
+WINDOWS = {"target": 0, "first-5": 5, "curriculum": 10, "first-20": 20, "first-40": 40, "target+english": 100}
+BESIDE = {"middle": 12, "last": 14.4, "spread": 17.3}  # as much English as in curriculum: drawn beside it
+
+
+def arm_styles(log):
+    """{arm: (family, colour, marker)}. The family is the main arm in the name, else the name without its
+    number. `far` is of the family target, and `far+english` of target+english, if both are there."""
+    styles, known = {}, dict(ARM_STYLE)
+    for arm in log.arms:
+        found = [main for main in ARM_STYLE if main in arm]
+        family = found[-1] if found else arm.rstrip("0123456789.").removesuffix("-")
+        if f"{arm.split('-lr-')[0].removesuffix('+english')}+english" in log.arms:
+            family = "target+english" if "+english" in arm else "target"
+        known.setdefault(family, (MORE_COLOURS[len(known) % len(MORE_COLOURS)], "v"))
+        styles[arm] = (family, *known[family])
+    return styles
 
 
 def log_ticks(axis):
-    """Three or more labelled ticks on a logarithmic axis: even ones, or 1, 2, 5, 10 ..., or powers of 10."""
-    from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullLocator
+    """Three or more labelled ticks: even ones; on a logarithmic axis also 1, 2, 5, 10 ... or powers of 10."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
     low, high = axis.get_view_interval()
-    locator = MaxNLocator(5, min_n_ticks=3)
-    if high > 10 * low:
+    locator = MaxNLocator(5, min_n_ticks=3, steps=[1, 2, 2.5, 5, 10])
+    if axis.get_scale() == "log" and high > 10 * low:
         locator = LogLocator(subs=(1, 2, 5) if high < 2000 * low else (1,))
-    axis.set_major_locator(locator)
-    axis.set_major_formatter(FormatStrFormatter("%g"))
-    axis.set_minor_locator(NullLocator())
+    axis.set(major_locator=locator, major_formatter="{x:g}", minor_locator=NullLocator())
+
+
+def start_figure(log, heading, keys, height):
+    """A figure to be read at 800 pixels of width, and [(axes, metric)]. The heading has two lines."""
+    from matplotlib.figure import Figure  # here, because only figures need it
+    keys = [key for key in keys if log.has(key)]
+    columns = 2 if len(keys) > 3 else len(keys)
+    rows = math.ceil(len(keys) / columns)
+    fig = Figure(figsize=(8, rows * height + 1), dpi=150, layout="constrained")
+    fig.get_layout_engine().set(rect=(0, 0, 1, 1 - 0.55 / fig.get_figheight()))
+    for line, size, down in zip(heading.split("\n"), (11, 9), (0.08, 0.32)):
+        fig.text(0.01, 1 - down / fig.get_figheight(), line, fontsize=size, va="top")
+    return fig, [(fig.add_subplot(rows, columns, i), key) for i, key in enumerate(keys, 1)]
+
+
+def draw_lines(log, path, heading, keys, lines, read, label, ticks=()):
+    """Metrics along x. lines: [(style, [(x, arm, step)])]; read: log or log.curve. A thin line is a run."""
+    (fig, panels), handles = start_figure(log, heading, keys, 2.2), {}
+    for ax, key in panels:
+        for (family, colour, marker), points in lines:
+            xs, runs = [x for x, _, _ in points], np.array([read(arm, key, step) for _, arm, step in points])
+            means = np.exp(np.log(runs).mean(1)) if "ppl" in key else runs.mean(1)
+            ax.plot(xs, runs, color=colour, lw=0.6, alpha=0.5)                              # (points, seeds)
+            ax.plot(xs[-1], means[-1], marker, color=colour, ms=7)
+            handles[family], = ax.plot(xs, means, color=colour, marker=marker, ms=4, lw=2)  # (points,)
+        if ticks:
+            ax.set_xscale("symlog", linthresh=ticks[1])
+            ax.set_xticks(ticks, ticks)
+        if key in CHANCE:
+            chance = log.chance[key.removesuffix("_restricted")]
+            ax.axhline(chance, color="0.4", ls=":")
+            ax.text(1.02, chance, CHANCE[key], fontsize=9, va="center", transform=ax.get_yaxis_transform())
+        ax.set(xlabel=label, yscale="log" if "ppl" in key else "linear")
+        ax.set_title(PANELS[key], loc="left", fontsize=10)
+        log_ticks(ax.yaxis)
+    fig.legend(handles.values(), handles, loc="outside lower center", ncols=5, fontsize=9)
+    write_atomically(path, lambda p: fig.savefig(p, format="png"))
 
 
 def draw_curves(log, path, heading):
-    """The figure of `main`: each metric against the step. An arm is a thick line, a single run a thin one."""
-    from matplotlib.figure import Figure  # here, because only figures need it
-    fig = Figure(figsize=(16, 8), layout="tight")
-    ticks = [0, 1, *(10 ** k for k in range(1, 6) if 10 ** k < log.last), log.last]
-    for ax, (key, title) in zip(fig.subplots(2, 3).flat, PANELS.items()):
-        ax.set_visible(log.has(key))
-        for i, arm in enumerate(log.arms if log.has(key) else []):
-            runs = np.array([log.curve(arm, key, step) for step in log.steps])        # (steps, seeds)
-            means = np.exp(np.log(runs).mean(1)) if "ppl" in key else runs.mean(1)
-            colour, dash = COLOURS[i % len(COLOURS)], "-" if i < 4 else "--"  # the last ones may cover others
-            ax.plot(log.steps, means, color=colour, ls=dash, lw=2.2, label=arm)
-            ax.plot(log.steps, runs, color=colour, lw=0.6, alpha=0.5)
-        ax.set_xscale("symlog", linthresh=1)
-        ax.set_xticks(ticks, ticks)
-        ax.minorticks_off()
-        if "ppl" in key:
-            ax.set_yscale("log")
-            log_ticks(ax.yaxis)
-        if key in log.chance:
-            ax.set_ylim(0, 103)
-            ax.axhline(log.chance[key], color="0.5", ls=":", lw=1, label="chance")
-            ax.legend(fontsize=9)
-        ax.set_title(title, loc="left", fontsize=11)
-        ax.set_xlabel("step of the continued pretraining", fontsize=9)
-    fig.suptitle(heading, x=0.01, ha="left", fontsize=13)
-    write_atomically(path, lambda p: fig.savefig(p, dpi=100, format="png"))
+    """The figure of `main`: every metric along the steps."""
+    ticks = [0, 1, *(10 ** k for k in range(1, 6) if 2 * 10 ** k < log.last), log.last]
+    lines = [(style, [(step, arm, step) for step in log.steps]) for arm, style in arm_styles(log).items()]
+    draw_lines(log, path, heading, PANELS, lines, log.curve, "step", ticks)
+
+
+def draw_dose(log, path, heading, doses, label):
+    """The ends of arms along their dose of English."""
+    lines = [(("mean of the runs", "0.6", ""), [(dose, arm, log.last) for arm, dose in doses.items()])]
+    for arm, style in arm_styles(log).items():
+        lines.append((style, [((doses | BESIDE)[arm], arm, log.last)]))
+    keys = ["ppl_target", "copain", "gain", "label_target"]
+    draw_lines(log, path, heading, keys, lines, log, label, list(doses.values()))
+
+
+def draw_frontier(log, path, heading):
+    """What arms keep against what they learn: a line per family, the last arm of it large."""
+    ends = defaultdict(list)
+    for arm, style in arm_styles(log).items():
+        ends[style].append((log.estimate(arm, "ppl_target").mean, arm, log.last))
+    draw_lines(log, path, heading, ["copain", "gain", "label_target"], ends.items(), log, "target perplexity")
 
 
 def draw_ends(log, path, heading):
-    """The figure of the other studies: where every arm ends, with its interval over runs; and Copain against
-    target perplexity, an arm a point: what it remembers against what it has learned."""
-    from matplotlib.figure import Figure
-    fig = Figure(figsize=(20, max(4.5, 0.42 * len(log.arms) + 1.5)), layout="tight")
-    *axes, plane = fig.subplots(1, 5, width_ratios=[1, 1, 1, 1, 1.6])
-    for ax, key in zip(axes, ("ppl_target", "copain", "label_target", "shift_l2")):
-        ax.set_visible(log.has(key))
-        for i, arm in enumerate(log.arms if log.has(key) else []):
-            e = log.estimate(arm, key)
-            ax.plot([e.low, e.high], [i, i], color="0.6", lw=2, zorder=1)
-            ax.plot(log(arm, key), np.full(len(log.seeds), i), "|", color="0.4", ms=7, zorder=1)
-            ax.plot(e.mean, i, "o", color=COLOURS[i % len(COLOURS)], ms=7)
-        if key in log.chance:
-            ax.set_xlim(0, 103)
-            ax.axvline(log.chance[key], color="0.5", ls=":", lw=1)
-        ax.set_yticks(range(len(log.arms)), log.arms if ax is axes[0] else [""] * len(log.arms))
-        ax.set_ylim(len(log.arms) - 0.5, -0.5)
-        ax.grid(axis="y", color="0.92")
-        ax.set_title(PANELS[key].replace(" in the target language", ""), loc="left", fontsize=11)
-    points, height = [], -math.inf
-    for i, arm in enumerate(log.arms):
-        x, y = log.estimate(arm, "ppl_target"), log.estimate(arm, "copain")
-        plane.plot([x.mean, x.mean], [y.low, y.high], color="0.8", zorder=1)
-        plane.plot(x.mean, y.mean, "o", color=COLOURS[i % len(COLOURS)], ms=7)
-        points.append((y.mean, x.mean, arm, COLOURS[i % len(COLOURS)]))
-    bottom, top = plane.get_ylim()
-    for y, x, arm, colour in sorted(points):
-        height = max(y, height + 0.03 * (top - bottom))  # moved up, so that no name lies on another
-        plane.annotate(f"  {arm}", (x, height), va="center", color=colour, annotation_clip=False)
-    plane.set_ylim(bottom, max(top, height + 0.03 * (top - bottom)))
-    plane.axhline(COPAIN_CHANCE, color="0.5", ls=":", lw=1)
-    plane.margins(x=0.3)
-    plane.set_title("Copain, % against target perplexity: top left is best", loc="left", fontsize=11)
-    for ax in (axes[0], plane):
-        ax.set_xscale("log")
+    """The figure of the other studies: an arm a row, with its interval; ticks: runs, hollow: gain."""
+    keys, n = ["ppl_target", "copain", "label_target"], len(log.arms)
+    fig, panels = start_figure(log, heading, keys, 0.7 + 0.24 * n)
+    for ax, key in panels:
+        for i, (arm, (_, colour, marker)) in enumerate(arm_styles(log).items()):
+            runs, e = log(arm, key), log.estimate(arm, key)
+            ax.plot(runs, np.full(len(runs), i), "|", color="0.4")
+            ax.plot([e.low, e.mean, e.high], [i, i, i], color=colour, marker=marker, markevery=[1])
+            if key == "copain" and log.has("gain"):
+                ax.plot(log.estimate(arm, "gain").mean, i + 0.3, marker, color=colour, mfc="w", ms=5)
+        if key in CHANCE:
+            ax.vlines(log.chance[key], -0.5, n - 0.5, color="0.4", ls=":")
+            ax.text(log.chance[key], n - 0.4, CHANCE[key], fontsize=9, ha="center", va="top")
+            ax.set_xlim(min(0, ax.get_xlim()[0]), 103)
+        ax.set(xscale="log" if "ppl" in key else "linear", ylim=(n + 1.2, -0.7))
+        ax.set_title(PANELS[key], loc="left", fontsize=10)
+        ax.set_yticks(range(n), log.arms if key == keys[0] else [""] * n)
         log_ticks(ax.xaxis)
-    fig.suptitle(heading, x=0.01, ha="left", fontsize=13)
-    write_atomically(path, lambda p: fig.savefig(p, dpi=100, format="png"))
+    write_atomically(path, lambda p: fig.savefig(p, format="png"))
 
 
 # ----------------------------------------------------------------------------------------------- command line
