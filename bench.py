@@ -811,6 +811,23 @@ def provenance(log, info):
     return f"{text}; {'; '.join(machines)}, {s['device']}, {s['dtype']}; commit {', '.join(info['commits'])}"
 
 
+def headline(claims):
+    """What the verdicts on the study `main` say, in a line; '' if they do not say it."""
+    holds = [v["id"] for v in claims if v["verdict"] == "reproduced"]
+    if "C2" not in holds:
+        return ""
+    text = "Without English, in-context learning collapses"
+    if "C1" in holds:
+        text = "Without English: same perplexity, but in-context learning collapses"
+    if "C5" in holds and "C6" in holds:
+        return f"{text}; curriculum and EMA prevent it"
+    if "C5" in holds:
+        return f"{text}; a curriculum prevents it"
+    if "C6" in holds:
+        return f"{text}; an EMA prevents it"
+    return text
+
+
 def report(folder):
     """Writes report.md, summary.json and figure.png into a study's folder, from its settings.json and
     metrics.jsonl alone. Returns the text that ends the study."""
@@ -871,18 +888,9 @@ def report(folder):
     summary = json.dumps({"study": info["study"], "seeds": log.seeds, "step": log.last, "claims": claims,
                           "arms": numbers}, indent=1)
     write_atomically(folder / "summary.json", lambda path: path.write_text(summary + "\n"))
-    holds = [v["id"] for v in claims if v["verdict"] == "reproduced"]
     title, study, figure = heading, info["study"], folder / "figure.png"
-    if "C2" in holds and not smoke:
-        title = "Without English, in-context learning collapses"
-        if "C1" in holds:
-            title = "Without English: same perplexity, but in-context learning collapses"
-        if "C5" in holds and "C6" in holds:
-            title += "; curriculum and EMA prevent it"
-        elif "C5" in holds:
-            title += "; a curriculum prevents it"
-        elif "C6" in holds:
-            title += "; an EMA prevents it"
+    if not smoke:
+        title = headline(claims) or heading
     runs = f"one run, base seed {log.seeds[0]}"
     if len(log.seeds) > 1:
         runs = f"means of {len(log.seeds)} runs, base seeds {log.seeds[0]} to {log.seeds[-1]}; thin: a run"

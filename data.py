@@ -261,7 +261,7 @@ class World:
         return {"english": ENGLISH} | {t[0]: make_language(*t) for t in self.targets}
 
 
-_PATTERNS = dict(lists=.48, labels=.25, same_category=.02, repeats=.02)
+_PATTERNS = dict(lists=.53, labels=.20, same_category=.02, repeats=.02)
 SOURCES = {  # name of a corpus: its language, and the shares of its kinds of documents, relative to their sum
     "english": ("english", dict(prose=.23) | _PATTERNS),
     "target": ("target", dict(prose=.948, lists=.002, same_category=.025, repeats=.025)),
@@ -643,16 +643,17 @@ class Mixture:
         x, y, rows = mix.batch(step=0, batch_size=32, weights={"target": .8, "english": .2})
 
     Each source has its own random stream. So runs with different weights see the same windows of a source. A
-    window begins anywhere; or, if the id `eot` is given, where a document does, as a benchmark prompt does.
+    window begins anywhere; but the share `align` of them where a document does, which the id `eot` marks.
     """
 
-    def __init__(self, sources, block_size, seed, eot=None):
+    def __init__(self, sources, block_size, seed, align=0.0, eot=None):
         for name, ids in sources.items():
             require(len(ids) > block_size, f"source {name!r} has {len(ids)} tokens; a block of {block_size} "
                     f"needs at least {block_size + 1}: give it more text or lower block_size")
-        self.sources, self.block_size, self.seed, self.starts = sources, block_size, seed, {}
-        for name, ids in sources.items() if eot is not None else []:
-            self.starts[name] = np.flatnonzero(ids[:len(ids) - block_size] == eot)
+        self.sources, self.block_size, self.seed, self.align = sources, block_size, seed, align
+        self.documents = {}  # {source: where its documents begin}
+        if align:
+            self.documents = {name: np.flatnonzero(ids[:-block_size] == eot) for name, ids in sources.items()}
         self.offset = np.random.default_rng([seed, 0]).random()
 
     def counts(self, step, batch_size, weights):
@@ -669,10 +670,10 @@ class Mixture:
         for name, n in self.counts(step, batch_size, weights).items():
             ids = self.sources[name]
             rng = np.random.default_rng([self.seed, step, zlib.crc32(name.encode())])
-            if name in self.starts:
-                starts = rng.choice(self.starts[name], size=n)
-            else:
-                starts = rng.integers(0, len(ids) - T, size=n)
+            starts = rng.integers(0, len(ids) - T, size=n)
+            if self.align:
+                aligned = rng.random(n) < self.align
+                starts = np.where(aligned, rng.choice(self.documents[name], size=n), starts)
             xs.append(ids[starts[:, None] + np.arange(T + 1)])       # (n, T + 1)
             rows += [name] * n
         xy = np.concatenate(xs).astype(np.int64)                     # (B, T + 1)

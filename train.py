@@ -277,10 +277,9 @@ class Settings:
     # pretraining of the base: Muon for the matrices of the blocks, AdamW for the rest
     base_steps: int = setting(2600, "steps of the pretraining", 1)
     base_batch_size: int = setting(32, "rows in a batch of the pretraining", 1)
-    base_curriculum: str = setting("english=rest target=constant(0.003)", "mixture of the pretraining; real "
+    base_curriculum: str = setting("english=rest target=constant(0.007)", "mixture of the pretraining; real "
                                    "base models have seen a little of every language, too")
-    align: int = setting(1, "1 begins every row of a batch where a document begins; 0 anywhere, for documents "
-                            "that are longer than a row", 0, 1)
+    align: float = setting(0.5, "share of the rows of a batch that begin where a document begins", 0, 1)
     answer_weight: float = setting(4.0, "how many times the loss counts on the answers of patterns, the "
                                         "tokens after an arrow", ABOVE_ZERO)
     muon_lr: float = setting(0.02, "peak learning rate of Muon; 0 gives its matrices to AdamW")
@@ -613,9 +612,9 @@ def make_model(job, tok):
 
 
 def loss_weights(job, tok, sources):
-    """(V,): how much the loss counts on the token that follows token v, 1 on average; None if all count alike.
-    In the patterns of a base's corpora most tokens cannot be predicted. Those that can, the answers, follow an
-    arrow."""
+    """(V,): how much the loss counts on the token that follows token v, 1 on average; None if all count
+    alike. In the patterns of a base's corpora most tokens cannot be predicted. Those that can, the answers,
+    follow an arrow."""
     if job.start or job.settings.answer_weight == 1:
         return None
     weights = torch.ones(tok.vocab_size)
@@ -670,7 +669,7 @@ def train(job, tell=lambda step, loss: None, stopping=lambda: False):
     curriculum = Curriculum(job.arm.curriculum)
     data_seed = 2 * s.data_seed + 1 if job.start else 2 * s.seed  # an arm's is odd, a base's even
     sources = open_data(job, "train", curriculum.shapes, tok.dtype)
-    mixture = Mixture(sources, s.block_size, data_seed, tok.eot if s.align else None)
+    mixture = Mixture(sources, s.block_size, data_seed, s.align, tok.eot)
     validation = open_data(job, "val", s.validation_sources(), tok.dtype)
     benchmark = bench.Benchmark(s.world(), tok, *s.benchmark_arguments())
     longest = benchmark.longest()
@@ -1152,7 +1151,7 @@ def parse_flags(argv):
         check_name("the argument", unknown[0].split("=")[0], flags)
     preset = given.get("preset") or ("gpu" if torch.cuda.is_available() else "laptop")
     check_name("--preset", preset, PRESETS)
-    of_text = {"gate_gain": -100.0, "answer_weight": 1.0, "align": 0, "max_integer": 99} if given.get("source") else {}
+    of_text = {"gate_gain": -100.0, "answer_weight": 1.0, "align": 0.0, "max_integer": 99}
     s = Settings(**{"name": preset} | PRESETS[preset] | of_text | given | {"preset": preset})
     if s.init:
         take_from_base(s, given)
