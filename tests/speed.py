@@ -4,6 +4,7 @@
     python tests/speed.py --nanogpt ../nanoGPT the same, and nanoGPT's model.py beside it, in turn
     python tests/speed.py --growth             time and memory against model, sources, corpus and benchmark
     python tests/speed.py --compile default    through torch.compile
+    python tests/speed.py --big --dtype bfloat16     the 124M alone, in bfloat16 alone
 
 Every measurement runs in a process of its own, so that its peak memory is its own, too.
 """
@@ -168,16 +169,16 @@ def bare_steps(folder, shape, rows, dtype, device, compile="", steps=10, warm_up
     return times[warm_up:]
 
 
-def speed(device, nanogpt, compile, toy_only):
+def speed(device, nanogpt, compile, toy_only, big_only, dtypes):
     """Prints the tables of tokens/s and of the parts of a step."""
     s = train.Settings(device=device)
     print(f"{train.processor(s)}, {torch.get_num_threads()} threads, torch {torch.__version__}, commit "
           f"{train.code_version()}, torch.compile {compile or 'off'}", flush=True)
-    cases = [("toy, an arm", TOY, 16, "ema"), ("toy, a base", TOY, 32, "base")]
+    cases = [] if big_only else [("toy, an arm", TOY, 16, "ema"), ("toy, a base", TOY, 32, "base")]
     if not toy_only:
         cases.append(("124M", BIG, 16 if device == "cuda" else 1, "ema"))
     rows, ratios = [], []
-    for dtype in ("float32", "bfloat16"):
+    for dtype in dtypes:
         ceiling = alone(best_product, dtype, device)
         print(f"matrix products in {dtype}: at most {ceiling / 1e9:,.0f} GFLOP/s", flush=True)
         if ceiling < 2e10:
@@ -195,7 +196,7 @@ def speed(device, nanogpt, compile, toy_only):
                          f"{ms['MB']:,.0f}", f"{flop / ms['step'] / 1e6:,.1f}", f"{1000 * flop / ms['step'] / ceiling:.0%}"])
             if nanogpt and name == "ema":
                 kinds, times = [("", True), (nanogpt, False), (nanogpt, True)], [[], [], []]
-                for _ in range(2 if steps == 3 else 5):  # in turn
+                for _ in range(2 if shape is BIG else 5):  # in turn
                     for (folder, keep), found in zip(kinds, times):
                         found += alone(bare_steps, folder, shape, B, dtype, device, compile, steps, keep_memory=keep)
                 ours, theirs, with_our_setting = (float(np.median(found)) for found in times)
@@ -271,6 +272,8 @@ def main():
     parser.add_argument("--nanogpt", default="", metavar="FOLDER", help="nanoGPT's files, to time beside")
     parser.add_argument("--compile", default="", metavar="MODE", help="a mode of torch.compile")
     parser.add_argument("--toy", action="store_true", help="leave the 124M out")
+    parser.add_argument("--big", action="store_true", help="leave the toys out")
+    parser.add_argument("--dtype", action="append", choices=["float32", "bfloat16"], help="by default both, in turn")
     flags = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if flags.nanogpt and not (Path(flags.nanogpt) / "model.py").exists():
@@ -278,7 +281,8 @@ def main():
     if flags.growth:
         growth(device)
     else:
-        speed(device, flags.nanogpt, flags.compile, flags.toy)
+        dtypes = flags.dtype or ["float32", "bfloat16"]
+        speed(device, flags.nanogpt, flags.compile, flags.toy, flags.big, dtypes)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What must hold on a GPU. Without one these tests are skipped. NANOCPT_TEST_DEVICE=cpu runs them on the CPU, which proves
+"""What must hold on a GPU. Without one these tests are skipped. NANOCPT_TEST_DEVICE=cpu runs them on the CPU, to prove
 the tests themselves: CUDA graphs are then plain compilation there, and NCCL is gloo."""
 import dataclasses
 import itertools

@@ -1,0 +1,103 @@
+#!/usr/bin/env bash
+# Everything that a GPU must show, in one command of at most nine minutes on one H100.
+#
+#     bash tests/gpu.sh FOLDER                  writes FOLDER/summary.txt and seven more files
+#     bash tests/gpu.sh FOLDER --device cpu     the same parts at toy size, as CI rehearses them
+#
+# Where NANOGPT names a folder with nanoGPT's model.py, that model is timed beside ours.
+set -uo pipefail  # and not -e: when a part fails, the next ones still run
+if [ $# = 3 ] && [ "$2" = --device ] && [[ "$3" = cpu || "$3" = cuda ]]; then
+    device=$3
+elif [ $# = 1 ]; then
+    device=cuda
+else
+    echo "usage: bash tests/gpu.sh FOLDER [--device cpu]" >&2
+    exit 2
+fi
+root=$(cd "$(dirname "$0")/.." && pwd)
+mkdir -p "$1" || exit 2
+out=$(cd "$1" && pwd)
+work=$(mktemp -d)  # train.py writes runs/ and data.py writes data/ where they are started
+trap 'rm -rf "$work"' EXIT
+cd "$work" || exit 2
+rm -f "$out"/{summary,tests,preset,study,speed,cpt}.txt "$out"/study.{png,json}  # of an earlier run
+failed=0 results="" deadline=525  # seconds for all parts, which leaves some for a part that is slow to end
+
+part() {  # part TITLE SECONDS FILE COMMAND...: runs the command for so many seconds at most; adds its output to FILE
+    local title=$1 limit=$2 file=$out/$3 start=$SECONDS verdict=PASS
+    shift 3
+    if [ $((deadline - SECONDS)) -lt "$limit" ]; then
+        limit=$((deadline - SECONDS))
+    fi
+    echo "$title: ${file##*/}"
+    echo "\$ ${*//$root\//}" >> "$file"
+    # at the limit train.py gets ten seconds to write its checkpoints
+    if [ "$limit" -le 0 ] || ! timeout --kill-after=10 "$limit" "$@" >> "$file" 2>&1 < /dev/null; then
+        verdict=FAIL failed=1
+    fi
+    results+=$(printf '%s %4d s  %s' $verdict $((SECONDS - start)) "$title")$'\n'
+}
+
+no_gates=(--gate_gain -100 --gate_label 0 --gate_cloze 0)  # so short a base learns nothing
+if [ "$device" = cuda ]; then
+    preset=(--base_steps 200 --steps 100 --documents 4000)
+    study=(--preset laptop --seeds 5)
+    speed=(--big --dtype bfloat16 --compile default)
+    text=(--block_size 1024)
+    cpt=(--n_layer 12 --n_head 12 --n_embd 768 --batch_size 16 --base_batch_size 16 --lr 3e-4 --base_lr 3e-4
+         --steps 200 --dtype bfloat16 --compile default)
+else
+    export OMP_NUM_THREADS=1  # at this size a second thread takes longer to start than it saves
+    tiny=(--n_layer 1 --n_head 2 --n_embd 32 --batch_size 8 --base_batch_size 8 --base_steps 4 --steps 4
+          --copain_items 2 --label_items 3 --cloze_items 3 --validation_blocks 8)
+    preset=("${tiny[@]}" --documents 300 --only target)
+    study=(--preset smoke "${tiny[@]}" --documents 300 --only target,ema --seeds 2)
+    speed=(--toy --dtype float32)
+    text=(--block_size 256)
+    cpt=("${tiny[@]}")
+fi
+
+part "the tests that need a GPU" 120 tests.txt \
+    python -m pytest -q -rfE --durations=5 "$root/tests/test_cuda.py"
+part "the gpu preset, shortened" 120 preset.txt \
+    python "$root/train.py" --preset gpu --name preset --device $device "${no_gates[@]}" "${preset[@]}"
+
+nvidia-smi --query-gpu=utilization.gpu,memory.used --format=csv,noheader,nounits -l 1 > use.csv 2> /dev/null &
+part "the main study, ${study[-1]} runs" 200 study.txt \
+    python "$root/train.py" --name study --device $device "${study[@]}"
+kill $! 2> /dev/null
+cp runs/study/main/figure.png "$out/study.png"
+cp runs/study/main/summary.json "$out/study.json"
+
+part "the speed of a step" 120 speed.txt \
+    python "$root/tests/speed.py" "${speed[@]}"
+
+# Any text will do, and the repository's own is always there.
+part "text to tokens" 60 cpt.txt \
+    python "$root/data.py" prepare --name text --tokenizer bpe --val 0.1 "$root"/*.{md,py} "$root"/tests/*.py
+part "CPT of GPT-2's smallest shape on this text" 120 cpt.txt \
+    python "$root/train.py" --preset laptop --name cpt --only target --device $device --source text=data/text \
+    --base_curriculum target=rest --base_steps 5 "${text[@]}" "${cpt[@]}"
+
+if [ -n "${NANOGPT-}" ]; then
+    part "the speed beside nanoGPT" 180 speed.txt \
+        python "$root/tests/speed.py" "${speed[@]}" --nanogpt "$NANOGPT"
+fi
+
+{
+    echo "card, driver: $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2> /dev/null || echo none)"
+    PYTHONPATH=$root python -c "
+import torch, train
+at_once = train.processes_at_once(train.Settings(device='$device'), 20, torch.get_num_threads(), 1)
+print(f'torch {torch.__version__}, CUDA {torch.version.cuda}; train.py picks {at_once} processes for the study')"
+    echo "commit $(git -C "$root" describe --always --dirty 2> /dev/null || echo unknown); $SECONDS s in all"
+    printf '\n%s\n' "$results"
+    awk -F', ' '{ use += $1; if ($2 > most) most = $2 }
+        END { if (NR) printf "the study used the GPU %.0f%% of its time, %d MiB at most\n", use / NR, most }' use.csv
+    # 989 TFLOP/s is what the data sheets of H100 and H200 name for dense bfloat16
+    awk -F'|' '/^[|] 124M/ && NF > 12 { gsub(",", "")
+        printf "124M: %d tokens/s, MFU %.1f%% of 989 TFLOP/s, ", $5, $15 / 9890
+        printf "%d MB at most, EMA %.1f%% of a step\n", $14, 100 * $12 / $6; exit }' "$out/speed.txt"
+} > "$out/summary.txt"
+cat "$out/summary.txt"
+exit $failed
