@@ -57,7 +57,7 @@ else
     cpt=("${tiny[@]}")
 fi
 
-part "the tests that need a GPU" 120 tests.txt \
+part "the tests that need a GPU" 170 tests.txt \
     python -m pytest -q -rfE --durations=5 "$root/tests/test_cuda.py"
 part "the gpu preset, shortened" 120 preset.txt \
     python "$root/train.py" --preset gpu --name preset --device $device "${no_gates[@]}" "${preset[@]}"

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 from torch._dynamo.utils import counters
 
 import bench
@@ -23,19 +24,11 @@ ON_GPU = DEVICE == "cuda"
 pytestmark = pytest.mark.skipif(ON_GPU and not torch.cuda.is_available(), reason="no GPU is found")
 
 
-@pytest.fixture(autouse=True)
-def whole_float32():
-    """train.py multiplies float32 matrices as TF32; to compare with a CPU, all their digits must count."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    yield
-    torch.set_float32_matmul_precision(before)
-
-
 @pytest.fixture
 def make(fresh):
     """make(name, device, **settings): the job of an arm or of the base, which has not begun, in a folder of its own."""
     numbers = itertools.count()
+    torch.set_float32_matmul_precision("highest")  # train.py takes TF32, which has too few digits to compare with a CPU
 
     def new(name, device=DEVICE, **settings):
         job = fresh(name, f"run{next(numbers)}", device=device, **settings)
@@ -97,16 +90,15 @@ def test_a_stopped_run_goes_on_to_the_end_of_an_uninterrupted_one(make, name, at
     part = train.train(parts, stopping=stop_at(at))
     assert part[-1]["step"] < at and load_checkpoint(parts.path)["step"] == at
     assert losses(train.train(parts)) == pytest.approx(losses(train.train(whole)), abs=1e-3)
-    ends = [load_checkpoint(job.path)["model"] for job in (parts, whole)]
-    for key, weight in ends[0].items():  # the sums of a GPU's attention come in any order
-        torch.testing.assert_close(weight, ends[1][key], atol=1e-3, rtol=1e-2)
+    # A GPU adds up attention's gradients in any order. Adam enlarges the noise of a key's bias, which has no effect.
+    a, b = (nn.utils.parameters_to_vector(load_checkpoint(job.path)["model"].values()) for job in (parts, whole))
+    assert (a - b).norm() < 1e-3 * b.norm()
 
 
-def test_an_evaluation_agrees_with_the_cpu(smoke):
-    s, folder = smoke
-    ckpt = load_checkpoint(folder / "base.pt")
+def test_an_evaluation_agrees_with_the_cpu(make):
+    job = make("target")
+    ckpt, s = load_checkpoint(job.start), job.settings
     model, tok = model_from_checkpoint(ckpt), Tokenizer.from_json(ckpt["tokenizer"])
-    job = dataclasses.replace(train.make_job(s, 0, "base"), folder=folder)
     validation = train.open_data(job, "val", s.validation_sources(), tok.dtype)
     benchmark, found = bench.Benchmark(s.world(), tok, *s.benchmark_arguments()), []
     for device in ("cpu", DEVICE):
