@@ -21,7 +21,7 @@ work=$(mktemp -d)  # train.py writes runs/ and data.py writes data/ where they a
 trap 'rm -rf "$work"' EXIT
 cd "$work" || exit 2
 rm -f "$out"/{summary,tests,preset,study,speed,cpt}.txt "$out"/study.{png,json}  # of an earlier run
-failed=0 results="" deadline=525  # seconds for all parts, which leaves some for a part that is slow to end
+failed=0 results="" deadline=520  # seconds for all parts, which leaves some for a part that is slow to end
 
 part() {  # part TITLE SECONDS FILE COMMAND...: runs the command for so many seconds at most; adds its output to FILE
     local title=$1 limit=$2 file=$out/$3 start=$SECONDS verdict=PASS
