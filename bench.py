@@ -541,7 +541,7 @@ SHIFT_RATIO = 2.0    # C4: the paper reports 7 and 15
 RECOVERED = 0.8      # C5, C6: share of the gap between t and te that a repair has to close; half is partly
 T_TE = ["target", "target+english"]
 RANKS = ["lora-1", "lora-4", "lora-16", "lora-64"]              # C7
-SEEN = ["seen-0.1", "target", "seen-1", "seen-5", "seen-20"]    # C8: bases, the weakest in the language first
+SEEN = ["seen-0.1", "seen-0.3", "target", "seen-5", "seen-20"]  # C8: bases, the weakest in the language first
 
 
 def grade(all_of, any_of):

@@ -127,10 +127,10 @@ SCHEDULES = {  # of the learning rate; "" is that of Settings, which falls with 
     "no-warm-up": dict(warmup=0.0),
 }
 RATES = (0.1, 0.2, 0.5, 2)
-BASES = {  # the settings that differ; "" is main's base, which has seen 0.3% of a language with 40% cognates
+BASES = {  # the settings that differ; "" is main's base, which has seen 0.7% of a language with 40% cognates
     "":         {},
     "seen-0.1": dict(base_curriculum="english=rest target=constant(0.001)"),
-    "seen-1":   dict(base_curriculum="english=rest target=constant(0.01)"),
+    "seen-0.3": dict(base_curriculum="english=rest target=constant(0.003)"),
     "seen-5":   dict(base_curriculum="english=rest target=constant(0.05)"),
     "seen-20":  dict(base_curriculum="english=rest target=constant(0.2)"),
     "near":     dict(target_order="SVO", cognates=0.5),
@@ -148,7 +148,7 @@ for name in MAIN:
     for base in ("small", "large"):
         ARMS[f"{base}-{name}"] = replace(ARMS[name], base=base)
     ARMS[f"{name}-then-english"] = Arm("english=rest", lr_scale=0.2, start=name, steps=50)
-for base in BASES:      # "seen-1" is target from that base, "seen-1+english" target+english
+for base in BASES:      # "seen-5" is target from that base, "seen-5+english" target+english
     if base:
         ARMS[base] = Arm(TARGET, base=base)
         ARMS[f"{base}+english"] = Arm(REPLAY, base=base)
@@ -170,7 +170,7 @@ def with_english(bases, end=""):
     return [f"{base}{english}{end}" for base in bases for english in ("", "+english")]
 
 
-LANGUAGES = "seen-0.1 target seen-1 seen-5 seen-20".split()  # the weakest first
+LANGUAGES = "seen-0.1 seen-0.3 target seen-5 seen-20".split()  # the weakest first
 DISTANCES = "near target far none".split()
 STUDIES = {
     "main": Study(
@@ -682,7 +682,10 @@ def train(job, tell=lambda step, loss: None, stopping=lambda: False):
     model, before = make_model(job, tok)
     autocast = torch.autocast(s.device, torch.bfloat16, enabled=s.dtype == "bfloat16")
     weights = loss_weights(job, tok, mixture.sources)
-    forward = torch.compile(model, mode=s.compile) if s.compile else model
+    forward = model
+    if s.compile:
+        torch._dynamo.reset()  # it keeps the compiled models of the jobs before, and gives up after eight
+        forward = torch.compile(model, mode=s.compile)
     forward = DistributedDataParallel(forward) if world > 1 else forward
     optimizers = make_optimizers(model, job)
     ema = EMA(model, job.arm.ema_alpha, job.arm.ema_every, job.arm.shadow) if job.arm.ema_alpha else None
@@ -1005,7 +1008,9 @@ def find_machine(s):
     require(s.device in ("", "cpu", found), "--device is cuda, but no GPU is found: leave --device out")
     s.device = s.device or found
     has = getattr(torch.cpu, "get_capabilities", dict)()
-    fast = s.device == "cuda" or has.get("avx512_bf16") or has.get("amx_tile")
+    fast = has.get("avx512_bf16") or has.get("amx_tile")
+    if s.device == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
     s.dtype = s.dtype or ("bfloat16" if fast else "float32")
     if rank_and_world()[0] == 0:
         has = "has" if fast else "has no"

@@ -1,4 +1,4 @@
-"""The README says what the results say, and its commands exist."""
+"""README, notes and course say what the results say, and their commands exist."""
 import re
 import shutil
 
@@ -8,43 +8,57 @@ import bench
 import train
 from conftest import ROOT
 
-README = (ROOT / "README.md").read_text()
-FOUND = bench.findings(ROOT / "results")
+RESULTS = ROOT / "results"
+PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "results/NOTES.md", "results/COURSE.md")}
+FOUND = bench.findings(RESULTS)
 
 
 def test_the_claims_in_the_readme_are_those_that_the_logs_give():
-    assert FOUND.split("\n\n")[0] in README
+    assert FOUND.split("\n\n")[0] in PAGES["README.md"]
 
 
 def test_the_page_of_all_comparisons_is_what_the_command_prints():
-    assert (ROOT / "results/README.md").read_text().rstrip() == FOUND.rstrip()
+    assert (RESULTS / "README.md").read_text().rstrip() == FOUND.rstrip()
 
 
-def test_every_interval_that_the_readme_quotes_stands_in_a_report():
-    reports = FOUND + "".join(p.read_text() for p in (ROOT / "results").glob("*/report.md"))
-    quoted = re.findall(r"-?\d+\.\d+ \[-?\d+\.\d+, -?\d+\.\d+\]", " ".join(README.split()))
-    assert len(quoted) > 20 and not [x for x in quoted if x not in reports]
+def test_the_readme_can_be_read_in_ten_minutes():
+    assert len(PAGES["README.md"].splitlines()) <= 230 and len(PAGES["README.md"].split()) <= 2200
 
 
-def test_every_flag_in_the_readme_exists():
+@pytest.mark.parametrize("page", PAGES)
+def test_every_interval_that_a_page_quotes_stands_in_a_report(page):
+    reports = FOUND + "".join(path.read_text() for path in RESULTS.rglob("report.md"))
+    quoted = re.findall(r"-?\d+\.\d+ \[-?\d+\.\d+, -?\d+\.\d+\]", " ".join(PAGES[page].split()))
+    assert len(quoted) > 9 and not [x for x in quoted if x not in reports]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_flag_on_a_page_exists(page):
     flags = {f"--{name}" for name in train.Settings.__dataclass_fields__} | {"--help"}
     known = {"train.py": flags, "bench.py": {"--show", "--report", "--findings", "--copain", "--task", "--shots", "--sample",
                                              "--language"},
              "data.py": {"--name", "--tokenizer", "--field", "--errors"}, "model.py": {"--export"}, "ema.py": set(),
-             "curriculum.py": set(), "tests/soak.py": {"--kills"}, "tests/speed.py": {"--growth", "--nanogpt", "--compile"}}
-    commands = re.findall(r"^ *python (\S+)(.*(?:\\\n.*)*)", README, re.M)
-    assert len(commands) > 12
+             "curriculum.py": set(), "tests/soak.py": {"--kills"},
+             "tests/speed.py": {"--growth", "--nanogpt", "--compile", "--toy", "--profile"}}
+    commands = re.findall(r"^ *python (\S+)(.*(?:\\\n.*)*)", PAGES[page], re.M)
+    assert commands
     for script, rest in commands:
         assert set(re.findall(r"--\w+", rest.split(" #")[0])) <= known[script], (script, rest)
 
 
+def test_every_link_to_a_file_leads_to_one():
+    for page, text in PAGES.items():
+        for link in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert ((ROOT / page).parent / link).exists(), f"{page}: {link}"
+
+
 def test_every_report_is_drawn_from_its_log_again_without_a_change(tmp_path):
-    for study in sorted((ROOT / "results").glob("*/metrics.jsonl")):
+    for study in sorted(RESULTS.glob("*/metrics.jsonl")):
         shutil.copytree(study.parent, tmp_path / study.parent.name)
         (tmp_path / study.parent.name / "report.md").unlink()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(bench, "draw_curves", lambda *_: None)
-            patch.setattr(bench, "draw_ends", lambda *_: None)
+            for draw in ("draw_curves", "draw_dose", "draw_frontier", "draw_ends"):
+                patch.setattr(bench, draw, lambda *_: None)
             bench.report(tmp_path / study.parent.name)
         for name in ("report.md", "summary.json"):
             assert (tmp_path / study.parent.name / name).read_text() == (study.parent / name).read_text()
