@@ -2,6 +2,7 @@
 
     python tests/speed.py                      tokens/s, ms of every part of a step, share of the best matrix product
     python tests/speed.py --nanogpt ../nanoGPT the same, and nanoGPT's model.py beside it, in turn
+    python tests/speed.py --profile            shares of a step of the laptop study: products, other operations, Python
     python tests/speed.py --growth             time and memory against model, sources, corpus and benchmark
     python tests/speed.py --compile default    through torch.compile
     python tests/speed.py --big --dtype bfloat16     the 124M alone, in bfloat16 alone
@@ -35,6 +36,8 @@ from model import GPT, GPTConfig  # noqa: E402
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}  # as train.py sets it
 PHASES = ["data", "forward", "backward", "clip", "optimizer", "EMA"]
 TOY = dict(vocab_size=800, block_size=64, n_layer=2, n_head=4, n_embd=128)
+PRODUCTS = ("aten::addmm", "aten::mm", "aten::bmm", "aten::baddbmm", "aten::_scaled_dot_product_flash_attention_for_cpu",
+            "aten::_scaled_dot_product_flash_attention_for_cpu_backward")
 BIG = dict(vocab_size=50304)  # GPT-2's 124M; its vocabulary filled up to a multiple of 64
 
 
@@ -110,6 +113,16 @@ def step_times(shape, rows, dtype, device, compile="", steps=20, name="ema"):
     for step in range(steps):
         one_step(step, lambda phase: None)
     mark("all steps")
+    with torch.profiler.profile() as profile:
+        mark("start")
+        for step in range(steps):
+            one_step(step, lambda phase: None)
+        mark("profiled steps")
+    shares = dict.fromkeys(["matrix products", "other operations"], 0.0)
+    for event in profile.key_averages():
+        kind = "matrix products" if event.key in PRODUCTS else "other operations"
+        shares[kind] += event.self_cpu_time_total / 1e3 / times["profiled steps"][0]
+    shares["Python and waiting"] = 1 - sum(shares.values())
     benchmark, before = small_benchmark(15, 15), {n: p.detach().clone() for n, p in model.named_parameters()}
     for _ in range(2):
         mark("start")
@@ -118,7 +131,7 @@ def step_times(shape, rows, dtype, device, compile="", steps=20, name="ema"):
         mark("evaluation")
     medians = {phase: float(np.median(times[phase][3:])) for phase in PHASES}
     return medians | {"evaluation": times["evaluation"][1], "step": times["all steps"][0] / steps,
-                      "MB": peak_memory(device)}
+                      "MB": peak_memory(device), "shares": shares}
 
 
 def best_product(dtype, device):
@@ -266,9 +279,24 @@ def growth(device):
     print(f"\nItems of the benchmark, one full evaluation\n\n{bench.markdown(['items', 'seconds', 'peak MB'], rows)}")
 
 
+def profile(device, dtype):
+    """Prints where the time of a step of the laptop study goes: a base's, with Muon, and an arm's, with EMA."""
+    rows, ceiling = [], alone(best_product, dtype, device)
+    n = 12 * TOY["n_layer"] * TOY["n_embd"] ** 2 + TOY["vocab_size"] * TOY["n_embd"]
+    for name, batch in (("base", 32), ("ema", 16)):
+        ms = alone(step_times, TOY, batch, dtype, device, "", 50, name)
+        flops = (6 * n + 12 * TOY["n_layer"] * TOY["n_embd"] * 64) * batch * 64 / ms["step"] * 1e3
+        rows.append([name, f"{batch} x 64", f"{ms['step']:.1f}", *(f"{ms[phase]:.1f}" for phase in PHASES),
+                     *(f"{share:.0%}" for share in ms["shares"].values()), f"{flops / ceiling:.0%}"])
+    print(f"{train.processor(train.Settings(device=device))}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+          f"{dtype}, commit {train.code_version()}; best matrix product {ceiling / 1e9:.0f} GFLOP/s\n")
+    print(bench.markdown(["step of", "batch", "ms a step", *PHASES, *ms["shares"], "of the best product"], rows))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--growth", action="store_true", help="time and memory against the sizes")
+    parser.add_argument("--profile", action="store_true", help="shares of a step of the laptop study")
     parser.add_argument("--nanogpt", default="", metavar="FOLDER", help="nanoGPT's files, to time beside")
     parser.add_argument("--compile", default="", metavar="MODE", help="a mode of torch.compile")
     parser.add_argument("--toy", action="store_true", help="leave the 124M out")
@@ -280,6 +308,8 @@ def main():
         sys.exit(f"error: {flags.nanogpt} holds no model.py: give the folder of nanoGPT's files")
     if flags.growth:
         growth(device)
+    elif flags.profile:
+        profile(device, (flags.dtype or ["float32"])[0])
     else:
         dtypes = flags.dtype or ["float32", "bfloat16"]
         speed(device, flags.nanogpt, flags.compile, flags.toy, flags.big, dtypes)
