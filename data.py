@@ -261,9 +261,9 @@ class World:
         return {"english": ENGLISH} | {t[0]: make_language(*t) for t in self.targets}
 
 
-_PATTERNS = dict(lists=.53, labels=.20, same_category=.02, repeats=.02)
+_PATTERNS = dict(lists=.50, labels=.25, same_category=.02, repeats=.02)
 SOURCES = {  # name of a corpus: its language, and the shares of its kinds of documents, relative to their sum
-    "english": ("english", dict(prose=.23) | _PATTERNS),
+    "english": ("english", dict(prose=.21) | _PATTERNS),
     "target": ("target", dict(prose=.948, lists=.002, same_category=.025, repeats=.025)),
     "english-prose": ("english", dict(prose=1)),
     "english-repeats": ("english", dict(prose=.8, same_category=.1, repeats=.1)),

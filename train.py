@@ -271,7 +271,7 @@ class Settings:
     vocab_size: int = setting(2048, "most tokens of the vocabulary; the toy world has fewer", 300, 1 << 16)
     # the model
     n_layer: int = setting(2, "blocks", 1)
-    n_head: int = setting(4, "attention heads of a block", 1)
+    n_head: int = setting(8, "attention heads of a block", 1)
     n_embd: int = setting(128, "channels", 1)
     block_size: int = setting(64, "tokens in a row, the longest context", 1)
     # pretraining of the base: Muon for the matrices of the blocks, AdamW for the rest
@@ -279,7 +279,7 @@ class Settings:
     base_batch_size: int = setting(32, "rows in a batch of the pretraining", 1)
     base_curriculum: str = setting("english=rest target=constant(0.007)", "mixture of the pretraining; real "
                                    "base models have seen a little of every language, too")
-    align: float = setting(0.5, "share of the rows of a batch that begin where a document begins", 0, 1)
+    align: float = setting(1.0, "share of the rows of a batch that begin where a document begins", 0, 1)
     answer_weight: float = setting(4.0, "how many times the loss counts on the answers of patterns, the "
                                         "tokens after an arrow", ABOVE_ZERO)
     muon_lr: float = setting(0.02, "peak learning rate of Muon; 0 gives its matrices to AdamW")
