@@ -6,8 +6,8 @@ kind of a noun by a letter: it needs ICL and the meaning of words. The cloze tas
 sentence has: it needs no ICL. Both are asked in the target language and in English.
 
     python bench.py --show                                          prints every kind of prompt
-    python bench.py runs/laptop/seed2026/ema.pt                     benchmarks a checkpoint
-    python bench.py runs/laptop/seed2026/ema.pt --sample "the dog"  prints documents that begin so
+    python bench.py runs/laptop/seed3000/ema.pt                     benchmarks a checkpoint
+    python bench.py runs/laptop/seed3000/ema.pt --sample "the dog"  prints documents that begin so
     python bench.py gpt2/ --copain CoPain/ --task belebele_eu.jsonl --shots 5    a model on benchmark files
     python bench.py --report runs/laptop/main                       draws a study's report from its log again
     python bench.py --findings results                              claims and comparisons of all studies
@@ -414,7 +414,7 @@ class Benchmark:
                 if len(ids) >= HEAD:
                     needles.add(tuple(ids))
         overlap, keep = max(64, *map(len, needles)), np.ones(max(tok.vocab_size, 1 << 16), dtype=bool)
-        for text in (",", ";", " |"):
+        for text in (",", ";", " |", " <"):
             keep[tok.encode(text)] = False
         for name, source in sources.items():
             for start in range(0, len(source), PIECE):

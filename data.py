@@ -261,9 +261,9 @@ class World:
         return {"english": ENGLISH} | {t[0]: make_language(*t) for t in self.targets}
 
 
-_PATTERNS = dict(lists=.50, labels=.25, same_category=.02, repeats=.02)
+_PATTERNS = dict(lists=.47, labels=.23, same_category=.02, repeats=.02, orders=.06)
 SOURCES = {  # name of a corpus: its language, and the shares of its kinds of documents, relative to their sum
-    "english": ("english", dict(prose=.21) | _PATTERNS),
+    "english": ("english", dict(prose=.20) | _PATTERNS),
     "target": ("target", dict(prose=.948, lists=.002, same_category=.025, repeats=.025)),
     "english-prose": ("english", dict(prose=1)),
     "english-repeats": ("english", dict(prose=.8, same_category=.1, repeats=.1)),
@@ -338,8 +338,18 @@ def repeats(rng, world, lang):
             return "\n".join([",".join(f" {w}" for w in unit)] * rng.randint(3, 6))
 
 
+def orders(rng, world, lang):
+    """Integers or letters in their order, 3 to 5 a line. They make it known what is smaller and what larger."""
+    pool, lines = rng.choice([range(world.max_integer + 1), LETTERS]), []
+    while len(lines) < 6:
+        unit = [str(x) for x in sorted(rng.sample(pool, rng.randint(3, 5)))]
+        if not is_reserved(unit):
+            lines.append(" <".join(f" {x}" for x in unit))
+    return "\n".join(lines)
+
+
 DOCUMENT_KINDS = dict(prose=prose, lists=lists, other_lists=other_lists, labels=labels,
-                      same_category=same_category, repeats=repeats)
+                      same_category=same_category, repeats=repeats, orders=orders)
 
 
 def write_corpus(world, source, n_documents, seed):

@@ -5,7 +5,7 @@ and output embeddings tied. Token ids go in, logits and a loss come out. The toy
 published 124M are the same class at two sizes, with the published parameter names.
 
     python model.py          # counts the parameters of the 124M shape, samples from a small untrained model
-    python model.py runs/eu/seed2026/target.pt --export eu-gpt2       # in the published format
+    python model.py runs/eu/seed3000/target.pt --export eu-gpt2       # in the published format
 
 Shape letters, here and in every other file: B batch rows, T tokens in a row, C channels (n_embd), nh heads,
 hs = C / nh channels of a head, V vocabulary.

@@ -246,7 +246,7 @@ class Settings:
     name: str = setting("", "folder of the run under runs/; the name of the preset if not given")
     study: str = setting("main", "which study to run", choices=STUDIES)
     seeds: int = setting(1, "number of runs, base included; run i adds i to the three seeds below", 1)
-    seed: int = setting(2026, "seed of the base: world, corpora, initial weights, order of the data")
+    seed: int = setting(3000, "seed of the base: world, corpora, initial weights, order of the data")
     data_seed: int = setting(0, "seed of the order of the data in the CPT")
     bench_seed: int = setting(1234, "seed of the benchmark's items")
     only: str = setting("", "'base', or some arms of the study, separated by commas; all arms if not given")

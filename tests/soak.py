@@ -45,7 +45,7 @@ def end(folder):
 def stage(folder):
     """What the study was at when it was killed, from its files."""
     run = folder / "runs/soak"
-    seed = run / "seed2026"
+    seed = run / "seed3000"
     if list(run.rglob("*.tmp")):
         return "writing a file"
     if (run / "main/metrics.jsonl").exists():

@@ -17,7 +17,7 @@ class Hostile:
 
 def make(path, name):
     """Makes the broken file of that name; returns nothing."""
-    good = (path / "study/runs/smoke/seed2026/ema.pt").read_bytes()
+    good = (path / "study/runs/smoke/seed3000/ema.pt").read_bytes()
     file = path / name
     file.parent.mkdir(parents=True, exist_ok=True)
     if name == "folder.pt":
@@ -25,7 +25,7 @@ def make(path, name):
     elif name == "hostile.pt":
         torch.save({"model": Hostile()}, file)
     elif name == "changed.pt":  # one bit of a weight is not what was written
-        weight = load_checkpoint(path / "study/runs/smoke/seed2026/ema.pt")["model"]["transformer.wpe.weight"]
+        weight = load_checkpoint(path / "study/runs/smoke/seed3000/ema.pt")["model"]["transformer.wpe.weight"]
         data, start = bytearray(good), good.find(weight.numpy().tobytes()[:64])
         data[start + 5] ^= 4
         file.write_bytes(data)
@@ -47,7 +47,7 @@ def files(path):
     return {p.relative_to(path): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file() and "study" not in p.parts}
 
 
-GOOD = "study/runs/smoke/seed2026/base.pt"
+GOOD = "study/runs/smoke/seed3000/base.pt"
 TRAIN = [
     # flags
     (["--stepz", "5"], "--stepz.*--steps"), (["nonsense"], "nonsense"), (["--lr"], "lr"), (["--steps", "many"], "steps.*many"),

@@ -66,9 +66,9 @@ def test_a_gpt2_is_adapted_with_and_without_english_and_the_report_has_the_same_
 
 
 def test_what_was_adapted_exports_to_the_published_format_with_equal_logits(adapted, call):
-    code, out, err = call(adapted, "model.py", "runs/eu/seed2026/ema.pt", "--export", "out")
+    code, out, err = call(adapted, "model.py", "runs/eu/seed3000/ema.pt", "--export", "out")
     idx = torch.arange(192).view(2, 96)
-    ours = model_from_checkpoint(load_checkpoint(adapted / "runs/eu/seed2026/ema.pt"))
+    ours = model_from_checkpoint(load_checkpoint(adapted / "runs/eu/seed3000/ema.pt"))
     assert code == 0 and torch.equal(load_gpt2(adapted / "out")(idx)[0], ours(idx)[0]), err
     assert call(adapted, "model.py", "none.pt", "--export", "out2")[0] == 2
 

@@ -142,12 +142,12 @@ def test_a_run_without_its_last_row_is_not_finished_until_that_row_is_measured(f
 
 @pytest.fixture(scope="module")
 def killed(study, tmp_path_factory):
-    """A copy of the study whose arms `target` and `ema` of seed 2026 are gone, after a rerun in which a process was
+    """A copy of the study whose arms `target` and `ema` of seed 3000 are gone, after a rerun in which a process was
     killed at the one and crashed at the other: (its path, exit code, stderr)."""
     path = tmp_path_factory.mktemp("killed")
     shutil.copytree(study[0] / "runs", path / "runs")
     for name in ("target", "ema"):
-        for file in (path / "runs/smoke/seed2026").glob(f"{name}.*"):
+        for file in (path / "runs/smoke/seed3000").glob(f"{name}.*"):
             file.unlink()
     (path / "failing.py").write_text(
         "import os, signal, train\n"
@@ -169,9 +169,9 @@ def test_a_killed_or_crashed_arm_is_named_with_its_log_and_the_rest_is_reported(
     path, code, err = killed
     last = err.splitlines()[-1]
     assert code == 1 and "Traceback" not in err, err
-    assert "2026 ema: its process was killed, perhaps for memory, see runs/smoke/seed2026/ema.log" in last
-    assert "2026 target: ZeroDivisionError: division by zero, see runs/smoke/seed2026/target.log" in last
-    assert "Not averaged: seed 2026, which has not finished" in (path / "runs/smoke/main/report.md").read_text()
+    assert "3000 ema: its process was killed, perhaps for memory, see runs/smoke/seed3000/ema.log" in last
+    assert "3000 target: ZeroDivisionError: division by zero, see runs/smoke/seed3000/target.log" in last
+    assert "Not averaged: seed 3000, which has not finished" in (path / "runs/smoke/main/report.md").read_text()
 
 
 def test_a_rerun_does_only_what_is_missing_and_ends_as_if_nothing_had_happened(killed, study, call):
@@ -180,25 +180,25 @@ def test_a_rerun_does_only_what_is_missing_and_ends_as_if_nothing_had_happened(k
     code, _, err = call(path, "train.py", *SMOKE, "--seeds", "2")
     assert code == 0 and {p: p.stat().st_mtime_ns for p in before} == before, err
     for name in ("target.jsonl", "ema.jsonl"):
-        assert ((path / "runs/smoke/seed2026" / name).read_text()
-                == (study[0] / "runs/smoke/seed2026" / name).read_text())
+        assert ((path / "runs/smoke/seed3000" / name).read_text()
+                == (study[0] / "runs/smoke/seed3000" / name).read_text())
 
 
 def test_with_one_seed_a_failed_arm_is_named_and_not_hidden_by_the_report_that_lacks_it(study, tmp_path, call):
     shutil.copytree(study[0] / "runs", tmp_path / "runs")
     folder = tmp_path / "runs/smoke"
     shutil.rmtree(folder / "main")
-    for file in [*folder.glob("seed2026/*ema.pt"), *folder.glob("seed2026/ema.prev.pt")]:
+    for file in [*folder.glob("seed3000/*ema.pt"), *folder.glob("seed3000/ema.prev.pt")]:
         file.unlink()
-    (folder / "seed2026/ema.pt.tmp").mkdir()  # where its checkpoint would be written first
+    (folder / "seed3000/ema.pt.tmp").mkdir()  # where its checkpoint would be written first
     code, out, err = call(tmp_path, "train.py", *SMOKE)
-    assert code == 1 and "2026 ema: " in err and "see runs/smoke/seed2026/ema.log" in err, err
+    assert code == 1 and "3000 ema: " in err and "see runs/smoke/seed3000/ema.log" in err, err
     assert "C1" in out or "no report yet" in out
 
 
 def test_a_lost_log_and_a_damaged_last_checkpoint_of_a_finished_study_come_back(study, tmp_path, call):
     shutil.copytree(study[0] / "runs", tmp_path / "runs")
-    folder = tmp_path / "runs/smoke/seed2026"
+    folder = tmp_path / "runs/smoke/seed3000"
     (folder / "ema.jsonl").unlink()
     shutil.copy(folder / "base.pt", previous(folder / "base.pt"))
     (folder / "base.pt").write_bytes(b"damaged")

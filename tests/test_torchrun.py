@@ -46,12 +46,12 @@ def run(folder, dies):
 def test_two_processes_train_as_one_and_when_one_dies_the_run_ends_and_a_rerun_goes_on(study, tmp_path):
     codes, _, err = run(tmp_path, dies=True)
     assert codes == [1, -signal.SIGKILL] and "a process of this run failed" in err.splitlines()[-1], err
-    assert train.load_checkpoint(tmp_path / "runs/smoke/seed2026/curriculum.pt")["step"] == 10
+    assert train.load_checkpoint(tmp_path / "runs/smoke/seed3000/curriculum.pt")["step"] == 10
     codes, out, err = run(tmp_path, dies=False)
     assert codes == [0, 0], err
     assert out.count("report: ") == 1 and not (tmp_path / "out1").read_text()  # the first alone evaluates and writes
     for name in ("base", "curriculum"):
-        together, alone = (rows_of(path / "runs/smoke/seed2026" / f"{name}.jsonl") for path in (tmp_path, study[0]))
+        together, alone = (rows_of(path / "runs/smoke/seed3000" / f"{name}.jsonl") for path in (tmp_path, study[0]))
         assert [r["step"] for r in together] == [r["step"] for r in alone]
         for key in ("train_loss", "train_loss_max"):
             assert [r[key] for r in together[1:]] == pytest.approx([r[key] for r in alone[1:]], abs=1e-5)

@@ -179,10 +179,10 @@ def test_the_study_runs_end_to_end_and_leaves_its_files(study):
     path, out = study
     folder = path / "runs" / "smoke"
     for name in ("settings.json", "main/settings.json", "main/metrics.jsonl", "main/report.md", "main/summary.json",
-                 "main/figure.png", "seed2026/base.pt", "seed2027/ema.pt", "seed2027/tokenizer.json"):
+                 "main/figure.png", "seed3000/base.pt", "seed3001/ema.pt", "seed3001/tokenizer.json"):
         assert (folder / name).stat().st_size > 0, name
     rows = rows_of(folder / "main/metrics.jsonl")
-    assert {(r["arm"], r["seed"]) for r in rows} == {(arm, seed) for arm in train.STUDIES["main"].arms for seed in (2026, 2027)}
+    assert {(r["arm"], r["seed"]) for r in rows} == {(arm, seed) for arm in train.STUDIES["main"].arms for seed in (3000, 3001)}
     claims = json.loads((folder / "main/summary.json").read_text())["claims"]
     assert [c["id"] for c in claims] == ["C1", "C2", "C3", "C4", "C5", "C6"]
     assert {c["verdict"] for c in claims} <= {"reproduced", "partly", "not reproduced", "inconclusive"}
@@ -204,14 +204,14 @@ def test_rerunning_a_finished_study_trains_nothing_and_the_report_is_a_pure_func
 
 def test_a_checkpoint_can_be_benchmarked_and_sampled_and_an_arm_run_from_a_given_base(study, call):
     path, _ = study
-    code, out, err = call(path, "bench.py", "runs/smoke/seed2026/ema.pt")
+    code, out, err = call(path, "bench.py", "runs/smoke/seed3000/ema.pt")
     assert code == 0 and "copain" in out, err
-    code, out, err = call(path, "bench.py", "runs/smoke/seed2026/ema.pt", "--sample", "--language", "english")
+    code, out, err = call(path, "bench.py", "runs/smoke/seed3000/ema.pt", "--sample", "--language", "english")
     assert code == 0 and out.strip(), err
-    code, out, err = call(path, "train.py", *SMOKE, "--only", "low-lr", "--init", "runs/smoke/seed2027/base.pt",
+    code, out, err = call(path, "train.py", *SMOKE, "--only", "low-lr", "--init", "runs/smoke/seed3001/base.pt",
                           "--name", "one")
-    assert code == 0 and (path / "runs/one/seed2027/low-lr.pt").exists(), err
-    assert not (path / "runs/one/seed2027/base.pt").exists()
+    assert code == 0 and (path / "runs/one/seed3001/low-lr.pt").exists(), err
+    assert not (path / "runs/one/seed3001/base.pt").exists()
 
 
 def test_a_study_that_is_interrupted_leaves_no_child_says_how_to_continue_and_continues(tmp_path):
@@ -219,7 +219,7 @@ def test_a_study_that_is_interrupted_leaves_no_child_says_how_to_continue_and_co
              "target,ema"]
     process = subprocess.Popen(flags, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
                                start_new_session=True)
-    folder, deadline = tmp_path / "runs/smoke/seed2026", time.time() + 60
+    folder, deadline = tmp_path / "runs/smoke/seed3000", time.time() + 60
     while time.time() < deadline and not len(list(folder.glob("*.pt"))) > 2:
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
@@ -319,9 +319,9 @@ def test_a_study_with_other_bases_and_one_that_goes_on_from_arms_share_what_was_
     before = {p: p.stat().st_mtime_ns for p in (path / "runs/smoke").glob("seed*/*.pt")}
     flags = [*SMOKE, "--study", "languages", "--only", "near,near+english"]
     code, out, err = call(path, "train.py", *flags)
-    assert code == 0 and (path / "runs/smoke/seed2026/near/base.pt").exists() and "C8" in out, err
+    assert code == 0 and (path / "runs/smoke/seed3000/near/base.pt").exists() and "C8" in out, err
     code, out, err = call(path, "train.py", *SMOKE, "--study", "relearn", "--only", "ema-then-english")
-    rows, ended = rows_of(path / "runs/smoke/relearn/metrics.jsonl"), rows_of(path / "runs/smoke/seed2026/ema.jsonl")[-1]
+    rows, ended = rows_of(path / "runs/smoke/relearn/metrics.jsonl"), rows_of(path / "runs/smoke/seed3000/ema.jsonl")[-1]
     assert code == 0 and rows[0]["copain"] == ended["copain"] and rows[-1]["step"] == 50, err
     assert {p: p.stat().st_mtime_ns for p in before} == before
     code, out, err = call(path, "bench.py", "--findings", "runs/smoke")
@@ -330,19 +330,19 @@ def test_a_study_with_other_bases_and_one_that_goes_on_from_arms_share_what_was_
 
 def test_a_base_below_its_gate_is_left_out_and_named_while_the_others_go_on(study, call, monkeypatch):
     path, _ = study
-    monkeypatch.setattr(train, "gate", lambda base: "the base of seed 2026 ..." if base.settings.seed == 2026 else "")
+    monkeypatch.setattr(train, "gate", lambda base: "the base of seed 3000 ..." if base.settings.seed == 3000 else "")
     code, out, err = call(path, "train.py", *SMOKE, "--seeds", "2")
-    assert code == 0 and "left out: the base of seed 2026" in out, err
-    assert "Left out: the base of seed 2026" in (path / "runs/smoke/main/report.md").read_text()
+    assert code == 0 and "left out: the base of seed 3000" in out, err
+    assert "Left out: the base of seed 3000" in (path / "runs/smoke/main/report.md").read_text()
     monkeypatch.setattr(train, "gate", lambda base: f"the base of seed {base.settings.seed} ...")
     code, _, err = call(path, "train.py", *SMOKE, "--seeds", "2")
-    assert code == 2 and "seed 2026 ...; the base of seed 2027" in err
+    assert code == 2 and "seed 3000 ...; the base of seed 3001" in err
 
 
 def test_no_arm_is_trained_from_a_base_that_its_gate_leaves_out(tmp_path, call):
     code, out, err = call(tmp_path, "train.py", *SMOKE, "--only", "target", "--gate_cloze", "100")
     assert code == 2 and "on cloze_english, its gate is 100:" in err, err
-    assert not list(tmp_path.glob("runs/smoke/seed2026/target.*t"))
+    assert not list(tmp_path.glob("runs/smoke/seed3000/target.*t"))
 
 
 def test_the_record_of_a_run_holds_no_file_of_the_folder_that_it_was_started_in(tmp_path, monkeypatch):
