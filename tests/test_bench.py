@@ -239,7 +239,8 @@ def test_curves_are_of_the_same_sample_at_every_step_and_ends_add_all_items(worl
     ids = {"target": np.arange(64 * 7 + 1) % tok.vocab_size}
     middle, end = (bench.evaluate(gpt, b, ids, before, 7, full=full) for full in (False, True))
     shared = {key for key in middle if key.startswith("curve_")}
-    assert {key: middle[key] for key in shared} == {key: end[key] for key in shared}
+    for key in shared:  # in other batches, which round otherwise
+        assert middle[key] == pytest.approx(end[key], rel=1e-5)
     assert {"curve_copain", "curve_copain_not_in_list", "curve_label_target", "curve_label_ppl_target",
             "curve_ppl_target", "curve_gain", "curve_copain_restricted"} <= shared
     assert set(middle) - shared == {"shift_l2", "shift_embeddings", "shift_blocks", "shift_relative"}
