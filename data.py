@@ -261,10 +261,10 @@ class World:
         return {"english": ENGLISH} | {t[0]: make_language(*t) for t in self.targets}
 
 
-_PATTERNS = dict(lists=.47, labels=.23, same_category=.02, repeats=.02, orders=.06)
+_PATTERNS = dict(lists=.51, labels=.19, same_category=.02, repeats=.02, orders=.06)
 SOURCES = {  # name of a corpus: its language, and the shares of its kinds of documents, relative to their sum
     "english": ("english", dict(prose=.20) | _PATTERNS),
-    "target": ("target", dict(prose=.948, lists=.002, same_category=.025, repeats=.025)),
+    "target": ("target", dict(prose=.949, lists=.001, same_category=.025, repeats=.025)),
     "english-prose": ("english", dict(prose=1)),
     "english-repeats": ("english", dict(prose=.8, same_category=.1, repeats=.1)),
     "english-patterns": ("english", _PATTERNS),

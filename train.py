@@ -275,7 +275,7 @@ class Settings:
     n_embd: int = setting(128, "channels", 1)
     block_size: int = setting(64, "tokens in a row, the longest context", 1)
     # pretraining of the base: Muon for the matrices of the blocks, AdamW for the rest
-    base_steps: int = setting(2600, "steps of the pretraining", 1)
+    base_steps: int = setting(3200, "steps of the pretraining", 1)
     base_batch_size: int = setting(32, "rows in a batch of the pretraining", 1)
     base_curriculum: str = setting("english=rest target=constant(0.007)", "mixture of the pretraining; real "
                                    "base models have seen a little of every language, too")
@@ -292,10 +292,10 @@ class Settings:
     # continued pretraining with AdamW, as in the paper
     steps: int = setting(1000, "steps of an arm", 1)
     batch_size: int = setting(16, "rows in a batch of an arm", 1)
-    lr: float = setting(5e-3, "peak learning rate of an arm", ABOVE_ZERO)
+    lr: float = setting(4e-3, "peak learning rate of an arm", ABOVE_ZERO)
     warmup: float = setting(0.01, "share of the steps for the linear warm-up", 0, 1)
-    lr_until: float = setting(0.4, "share of the steps after which the cosine has reached its floor", 0, 1)
-    lr_floor: float = setting(0.05, "floor of the learning rate, as a share of the peak", 0, 1)
+    lr_until: float = setting(0.12, "share of the steps after which the cosine has reached its floor", 0, 1)
+    lr_floor: float = setting(0.03, "floor of the learning rate, as a share of the peak", 0, 1)
     weight_decay: float = setting(0.1, "weight decay, on matrices only")
     grad_clip: float = setting(1.0, "largest norm of the gradient", ABOVE_ZERO)
     accumulate: int = setting(1, "parts that a batch is cut into where it does not fit into memory", 1)
