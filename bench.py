@@ -911,7 +911,7 @@ def report(folder):
         draw_ends(log, figure, f"{title}; hollow: gain from shots, points")
     found = [f"{v['id']} {v['verdict']:>14}: {v['claim']} ({v['number']})" for v in claims]
     return "\n\n".join([heading, ends_table(log, arms, HEADINGS, most=7), spread, "\n".join(found),
-                        f"report: {folder / 'report.md'}"])
+                        f"report: {folder / 'report.md'}\nfigure: {folder / 'figure.png'}"])
 
 
 def at_best_rates(log):

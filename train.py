@@ -1099,6 +1099,8 @@ def finish(s, jobs, record):
         folder = write_study(s, record, left_out)
         try:
             print(bench.report(folder))
+            more = f"--study {s.study} --seeds 5" if s.seeds == 1 else "--study schedule"
+            print(f"try next: python train.py --preset {s.preset} {more}")
         except ValueError as e:
             if not failed and not left_out:
                 raise
