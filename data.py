@@ -16,7 +16,7 @@ Real text goes the same way, from files:
 """
 import argparse
 import contextlib
-import functools
+import fcntl
 import gzip
 import hashlib
 import heapq
@@ -29,7 +29,8 @@ from bisect import bisect
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import accumulate, islice
+from functools import partial
+from itertools import accumulate, count, islice
 from pathlib import Path
 from random import Random
 
@@ -37,12 +38,6 @@ import numpy as np
 import regex  # comes with tiktoken
 import tiktoken
 from tqdm import tqdm
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
 
 # ---------------------------------------------------------------------------------------------- small helpers
 def require(condition, message):
@@ -73,17 +68,16 @@ def write_atomically(path, write, flush=True):
 def lock(path, wait=False):
     """Yields True while this process holds the lock file, False if another does. It ends with its process."""
     with open(path, "a") as f:
-        free = True
-        if fcntl:
-            try:
-                fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                free = False
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
+        except BlockingIOError:
+            free = False
         yield free
 
 
 def parse_object(text, where):
-    """The dict of a JSON text (str or bytes). Raises ValueError that begins with `where` if it is none."""
+    """The dict of a JSON text (str or bytes). Where it is none, raises ValueError that begins with `where`."""
     try:
         row = json.loads(text)
     except (ValueError, RecursionError) as e:  # also: bytes that are not UTF-8, thousands of digits
@@ -93,32 +87,28 @@ def parse_object(text, where):
 
 
 def read_lines(path, errors="strict"):
-    """Yields ("FILE, line N", text) of each line, with None for a blank line and at the end. Unzips."""
+    """Yields ("FILE, line N", line) of a file, also zipped. A blank line is ""; one more follows the last."""
     with open(path, "rb") as file:
-        zipped = file.peek(2)[:2] == b"\x1f\x8b"
-        source, n, line = gzip.open(file) if zipped else file, 0, b"\n"
-        while line:
-            n += 1
+        source = gzip.open(file) if file.peek(2)[:2] == b"\x1f\x8b" else file
+        for n in count(1):
             where = f"{path}, line {n}"
             try:
                 line = source.readline(LONGEST_LINE)  # ends at \n, never at U+2028, which JSON may hold
+                text = line.decode("utf-8", errors) if line.strip() else ""
+            except UnicodeDecodeError as e:
+                raise ValueError(f"{where}: byte 0x{line[e.start]:02x} is not UTF-8; correct it, or prepare "
+                                 "with --errors replace") from None
             except (EOFError, OSError, zlib.error) as e:
                 raise ValueError(f"{where}: cannot be read ({e}); is the file whole?") from None
             require(len(line) < LONGEST_LINE, f"{where}: over {LONGEST_LINE:,} bytes; break it")
-            try:
-                text = line.decode("utf-8", errors)
-            except UnicodeDecodeError as e:
-                raise ValueError(f"{where}: byte 0x{line[e.start]:02x} is not UTF-8; correct it (data.py "
-                                 "prepare also takes --errors replace)") from None
-            yield where, text if text.strip(" \t\r\n\v\f") else None
+            yield where, text
+            if not line:
+                return
 
 
 def read_json_lines(path):
     """Yields ("FILE, line N", dict) of each line that is not blank."""
-    require(Path(path).is_file(), f"there is no file {path}: correct its name")
-    for where, line in read_lines(path):
-        if line:
-            yield where, parse_object(line, where)
+    return ((where, parse_object(line, where)) for where, line in read_lines(path) if line)
 
 
 # ------------------------------------------------------------------------------------------------ the world
@@ -213,14 +203,10 @@ def draw_list(rng, rule, max_integer, length=3):
     return [str(x) for x in xs], str(answer)
 
 
-@functools.lru_cache(maxsize=1 << 18)
-def _in_reserve(elements):
-    return zlib.crc32(" ".join(sorted(elements)).encode()) % 8 == 0
-
-
 def is_reserved(elements):
     """Whether 3 or 4 neighbours of a list, in any order, are of the eighth that is the benchmark's."""
-    return any(_in_reserve(tuple(elements[i:i + n])) for n in (3, 4) for i in range(len(elements) - n + 1))
+    runs = [sorted(elements[i:i + n]) for n in (3, 4) for i in range(len(elements) - n + 1)]
+    return any(zlib.crc32(" ".join(run).encode()) % 8 == 0 for run in runs)
 
 
 def draw_training_list(rng, rule, max_integer, length):
@@ -298,17 +284,8 @@ def prose(rng, world, lang):
     return "".join(sentences)
 
 
-def lists(rng, world, lang):
-    """One of Copain's rules over 5 to 9 lines."""
-    return list_document(rng, world, COPAIN_TASKS)
-
-
-def other_lists(rng, world, lang):
-    """As lists, of rules that the benchmark does not have."""
-    return list_document(rng, world, OTHER_RULES)
-
-
-def list_document(rng, world, rules):
+def lists(rng, world, lang, rules=COPAIN_TASKS):
+    """One of the rules over 5 to 9 lines."""
     rule, fmt = rng.choice(rules), draw_format(rng)
     length = rng.choice(world.list_lengths)
     lines = [draw_training_list(rng, rule, world.max_integer, length) for _ in range(rng.randint(5, 9))]
@@ -348,7 +325,7 @@ def orders(rng, world, lang):
     return "\n".join(lines)
 
 
-DOCUMENT_KINDS = dict(prose=prose, lists=lists, other_lists=other_lists, labels=labels,
+DOCUMENT_KINDS = dict(prose=prose, lists=lists, other_lists=partial(lists, rules=OTHER_RULES), labels=labels,
                       same_category=same_category, repeats=repeats, orders=orders)
 
 
@@ -372,39 +349,36 @@ def train_bpe(texts, vocab_size):
     that sorts first, until the vocabulary is full or every word is one token. Returns {token bytes: rank}."""
     ranks = {bytes([b]): b for b in range(256)}
     histogram = Counter(word for text in texts for word in regex.findall(SPLIT, text))
-    words = [([bytes([b]) for b in word.encode()], n) for word, n in sorted(histogram.items())]
+    pieces = {word: [bytes([b]) for b in word.encode()] for word in histogram}
     pairs, where = Counter(), defaultdict(set)  # how often a pair occurs, and in which words
     changed, heap = set(), []                   # the heap also holds outdated counts, which are skipped
-    def count(i, sign):
-        pieces, n = words[i]
-        for pair in zip(pieces, pieces[1:]):
-            pairs[pair] += sign * n
-            where[pair].add(i)
+
+    def add(word, n):
+        for pair in zip(pieces[word], pieces[word][1:]):
+            pairs[pair] += n
+            where[pair].add(word)
             changed.add(pair)
 
-    for i in range(len(words)):
-        count(i, 1)
-    while len(ranks) < vocab_size - 1:  # one id is kept for EOT
+    for word, n in histogram.items():
+        add(word, n)
+    while (changed or heap) and len(ranks) < vocab_size - 1:  # one id is kept for EOT
         for pair in changed:
-            if pairs[pair]:
-                heapq.heappush(heap, (-pairs[pair], pair))
+            heapq.heappush(heap, (-pairs[pair], pair))
         changed.clear()
-        while heap and -heap[0][0] != pairs[heap[0][1]]:
-            heapq.heappop(heap)
-        if not heap:
-            break
-        _, best = heapq.heappop(heap)
+        n, best = heapq.heappop(heap)
+        if n == 0 or -n != pairs[best]:
+            continue
         ranks[best[0] + best[1]] = len(ranks)
-        for i in where[best]:
-            count(i, -1)
+        for word in where[best]:
+            add(word, -histogram[word])
             merged = []
-            for piece in words[i][0]:
+            for piece in pieces[word]:
                 if merged and (merged[-1], piece) == best:
                     merged[-1] += piece
                 else:
                     merged.append(piece)
-            words[i] = merged, words[i][1]
-            count(i, 1)
+            pieces[word] = merged
+            add(word, histogram[word])
     return ranks
 
 
