@@ -431,25 +431,25 @@ def load_tokenizer(spec):
         if (folder / vocabulary).exists() and (folder / merges).exists():
             return published_tokenizer(folder / vocabulary, folder / merges)
     require(not (folder / "tokenizer.json").exists(),
-            f"{folder} has only a tokenizer.json: write vocab.json and merges.txt of it with transformers, "
+            f"{folder} has only a tokenizer.json; transformers writes the files that are needed: "
             f"GPT2Tokenizer.from_pretrained({str(folder)!r}).save_vocabulary({str(folder)!r})")
-    require(spec == "gpt2", f"--tokenizer is {str(spec)!r}, expected gpt2, bpe, the folder of a prepared "
-            "source, or a folder with vocab.json and merges.txt")
+    require(spec == "gpt2", f"--tokenizer is {str(spec)!r}, expected gpt2, bpe, or the folder of a prepared "
+            "source or of vocab.json and merges.txt")
     try:
         return Tokenizer(tiktoken.get_encoding("gpt2")._mergeable_ranks, GPT2_SPLIT)
     except Exception as e:  # no network and no cache; tiktoken lets its downloader's exceptions through
         raise ValueError(f"GPT-2's vocabulary cannot be downloaded ({type(e).__name__}): give a folder with "
-                         "its vocab.json and merges.txt as --tokenizer, or --tokenizer bpe") from None
+                         "its vocab.json and merges.txt, or --tokenizer bpe") from None
 
 
 def published_tokenizer(vocabulary, merges):
     """A Tokenizer from GPT-2's files: {token: id}, and the pairs to merge, in order."""
     ids, ranks = parse_object(vocabulary.read_bytes(), vocabulary), {}
-    pairs = [line.split() for _, line in read_lines(merges) if line and not line.startswith("#version")]
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in printable]  # they are spelled with characters from U+0100 on
     byte_of = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
-    for token in [*byte_of, *("".join(pair) for pair in pairs)]:
+    lines = [line for _, line in read_lines(merges) if line and not line.startswith("#version")]
+    for token in [*byte_of, *("".join(line.split()) for line in lines)]:
         known = isinstance(ids.get(token), int) and set(token) <= byte_of.keys()
         require(known, f"{merges}: {token!r} has no id in {vocabulary.name}, or is not spelled in its way")
         ranks[bytes(byte_of[c] for c in token)] = ids[token]
@@ -463,8 +463,7 @@ def published_tokenizer(vocabulary, merges):
 LONGEST_LINE = 64 << 20      # bytes, so that memory stays bounded
 LONGEST_DOCUMENT = 1 << 18   # characters; a longer one is cut (tiktoken fails at a million spaces in a row)
 BATCH = 4 << 20              # characters per thread that are read and encoded at a time
-BLOCK = 1 << 20              # bytes at each end of a file that every study verifies
-TEXT_FILE, JSON_FILE = r"\.(txt|jsonl?|ndjson)(\.gz)?$", r"\.(jsonl?|ndjson)(\.gz)?$"
+JSON_LINES = (".json", ".jsonl", ".ndjson")  # endings of names, also with .gz
 
 
 def find_texts(paths):
@@ -472,9 +471,9 @@ def find_texts(paths):
     found = []
     for path in map(Path, paths):
         require(path.exists(), f"{path} does not exist")
-        inside = [path]
+        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if re.search(TEXT_FILE, p.name))
+            inside = [p for p in inside if p.name.removesuffix(".gz").endswith((".txt", *JSON_LINES))]
         require(inside, f"{path} holds no .txt, .json, .jsonl or .ndjson file, also with .gz")
         found += inside
     return found
@@ -483,9 +482,9 @@ def find_texts(paths):
 def read_documents(path, field="text", errors="strict"):
     """Yields the documents of a file that are not empty, in pieces of at most LONGEST_DOCUMENT characters.
     JSON lines, which the ending or the first line tells, hold one each. Else blank lines separate them."""
-    is_json = True if re.search(JSON_FILE, path.name) else None  # None: the first line will tell
-    text, lines = "", []
+    is_json, lines = path.name.removesuffix(".gz").endswith(JSON_LINES) or None, []
     for where, line in read_lines(path, errors):
+        text = ""
         if is_json is None and line:
             is_json = bool(re.match(r'\s*{\s*"', line))
         if is_json and line:
@@ -499,7 +498,6 @@ def read_documents(path, field="text", errors="strict"):
             text, lines = "".join(lines).strip("\r\n"), []
         for start in range(0, len(text), LONGEST_DOCUMENT):
             yield text[start:start + LONGEST_DOCUMENT]
-        text = ""
 
 
 def next_batch(documents, characters):
@@ -542,8 +540,8 @@ def prepare(name, paths, out="data", field="text", tokenizer="gpt2", vocab_size=
         done = encode_files(files, part, tok, plan, workers or os.cpu_count())
         for side, n in done["tokens"].items():
             require(n, f"none of {done['documents']} documents went to {side}: give more, or change --val")
-        sums = {side: checksum(part / f"{side}.bin", whole=True) for side in done["tokens"]}
-        text = json.dumps({"name": name} | done | {"checksums": sums} | plan, indent=1) + "\n"
+        sums = {"sha256": {side: sha256(part / f"{side}.bin") for side in done["tokens"]}}
+        text = json.dumps({"name": name} | done | sums | plan, indent=1) + "\n"
         write_atomically(part / "manifest.json", lambda p: p.write_text(text))
         for leftover in [part / "progress.json", *part.glob("*.tmp")]:  # a killed run leaves a .tmp
             leftover.unlink()
@@ -558,29 +556,27 @@ def encode_files(files, part, tok, plan, threads):
     notes how many documents and tokens that makes. A restart cuts both files there and goes on from there."""
     progress, itemsize = part / "progress.json", np.dtype(tok.dtype).itemsize
     done = {"documents": 0, "tokens": {"train": 0, "val": 0}}
-    try:
-        noted = parse_object(progress.read_bytes(), progress)
-        held = {side: (part / f"{side}.bin").stat().st_size // itemsize for side in done["tokens"]}
-        fits = all(0 <= noted["done"]["tokens"][side] <= n for side, n in held.items())
-        if noted["plan"] == plan and fits and noted["done"]["documents"] >= 0:
-            done = noted["done"]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # nothing that could be used is there
-    documents = (text for file in files for text in read_documents(file, plan["field"], plan["errors"]))
-    documents = islice(documents, done["documents"], None)
-    with open(part / "train.bin", "ab") as train, open(part / "val.bin", "ab") as val, \
-            ThreadPoolExecutor(1) as reader, tqdm(unit=" documents", initial=done["documents"]) as bar:
-        train.truncate(done["tokens"]["train"] * itemsize)
-        val.truncate(done["tokens"]["val"] * itemsize)
-        ahead = reader.submit(next_batch, documents, BATCH * threads)
-        while batch := ahead.result():
-            ahead = reader.submit(next_batch, documents, BATCH * threads)  # is read while this one is encoded
-            sides = {"train": [], "val": []}
+    with open(part / "train.bin", "ab") as train, open(part / "val.bin", "ab") as val:
+        outputs = {"train": train, "val": val}
+        try:
+            noted = parse_object(progress.read_bytes(), progress)
+            held = {side: file.tell() // itemsize for side, file in outputs.items()}
+            fits = all(0 <= noted["done"]["tokens"][side] <= n for side, n in held.items())
+            if noted["plan"] == plan and fits and noted["done"]["documents"] >= 0:
+                done = noted["done"]
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # nothing that could be used is there
+        for side, file in outputs.items():
+            file.truncate(done["tokens"][side] * itemsize)
+        documents = (text for file in files for text in read_documents(file, plan["field"], plan["errors"]))
+        documents = islice(documents, done["documents"], None)
+        bar = tqdm(unit=" documents", initial=done["documents"])
+        while batch := next_batch(documents, BATCH * threads):
+            texts = {"train": [], "val": []}
             for text in batch:  # a hash decides, so equal documents go to the same side
-                share = zlib.crc32(text.encode()) / 2 ** 32
-                sides["val" if share < plan["val"] else "train"].append(text)
-            for side, file in (("train", train), ("val", val)):
-                ids = tok.encode_documents(sides[side], threads)
+                texts["val" if zlib.crc32(text.encode()) < plan["val"] * 2 ** 32 else "train"].append(text)
+            for side, file in outputs.items():
+                ids = tok.encode_documents(texts[side], threads)
                 file.write(ids.tobytes())
                 file.flush()
                 os.fsync(file.fileno())
@@ -588,29 +584,29 @@ def encode_files(files, part, tok, plan, threads):
             done["documents"] += len(batch)
             write_atomically(progress, lambda p: p.write_text(json.dumps({"plan": plan, "done": done})))
             bar.update(len(batch))
+        bar.close()
     return done
 
 
-def checksum(path, whole=False):
-    """The size of a file, the SHA-256 of its first and last block, and with whole=True of all of it."""
-    data = np.memmap(path, mode="r") if path.stat().st_size else np.empty(0, np.uint8)
-    sums = {"size": len(data), "ends": hashlib.sha256(bytes(data[:BLOCK]) + bytes(data[-BLOCK:])).hexdigest()}
-    if whole:
-        sums["whole"] = hashlib.sha256(data).hexdigest()
-    return sums
+def sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_manifest(folder, block_size, whole=False):
-    """The manifest of a prepared source, after a check of its files' ends or (whole) every byte."""
+    """The manifest of a prepared source, after a check of its tokenizer and of the size of its files, or
+    (whole) of every byte."""
     folder = Path(folder)
     try:
         manifest = parse_object((folder / "manifest.json").read_bytes(), folder / "manifest.json")
-        digest = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
-        require(digest == manifest["tokenizer_sha256"], f"{folder}/tokenizer.json has changed: prepare again")
-        for side in ("train", "val"):
-            file, n, sums = folder / f"{side}.bin", manifest["tokens"][side], manifest["checksums"][side]
-            require(checksum(file, whole).items() <= sums.items(),
-                    f"{file} is not what its manifest says: prepare it again")
+        require(sha256(folder / "tokenizer.json") == manifest["tokenizer_sha256"],
+                f"{folder}/tokenizer.json has changed: prepare again")
+        for side, n in manifest["tokens"].items():
+            file = folder / f"{side}.bin"
+            same = file.stat().st_size == n * np.dtype(manifest["dtype"]).itemsize
+            if same and whole:
+                same = sha256(file) == manifest["sha256"][side]
+            require(same, f"{file} is not what its manifest says: prepare it again")
             require(n > block_size, f"{file} has {n} tokens; a block of {block_size} needs {block_size + 1}: "
                     "give it more text, a larger --val, or lower --block_size")
     except (OSError, KeyError, TypeError, AttributeError) as e:
@@ -666,56 +662,56 @@ class Mixture:
 
 # ----------------------------------------------------------------------------------------------- command line
 def one_line_parser(**kwargs):
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(allow_abbrev=False, formatter_class=raw, **kwargs)
-    parser.error = refuse  # in one line
+    """A parser that names a mistake in one line. A flag that is not given is left out."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, argument_default=argparse.SUPPRESS,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+    parser.error = refuse
     return parser
 
 
-def show_command(argv):
-    parser = one_line_parser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=0, help="of the target language and of the documents")
-    parser.add_argument("--target-order", default="SOV", help="word order of the target language")
-    parser.add_argument("--cognates", type=float, default=0.4, help="share of nouns spelled as in English")
-    flags = parser.parse_args(argv)
-    world = World(targets=(("target", flags.seed, flags.target_order, flags.cognates),))
-    documents = [d for name in world.languages() for d in write_corpus(world, name, 2000, flags.seed)]
+def show(seed=0, target_order="SOV", cognates=0.4):
+    """Prints a document of every kind of the toy world, and how it is tokenized."""
+    world = World(targets=(("target", seed, target_order, cognates),))
+    documents = [d for name in world.languages() for d in write_corpus(world, name, 2000, seed)]
     tok = Tokenizer(train_bpe(documents, 2048))
     for name, lang in world.languages().items():
         for kind, share in SOURCES[name][1].items():
-            text = DOCUMENT_KINDS[kind](Random(flags.seed), world, lang)
+            text = DOCUMENT_KINDS[kind](Random(seed), world, lang)
             pieces = " ".join(repr(tok.decode([i])) for i in tok.encode(text)[:16])
             print(f"--- {name}, {kind} ({share:.1%} of the documents)\n{text} \n[{pieces} ...]\n")
 
 
-def prepare_command(argv):
-    parser = one_line_parser(prog="data.py prepare", description="Encodes text files as a source of tokens.")
-    parser.add_argument("paths", nargs="+", help="plain text or JSON lines, also gzip; or folders")
-    parser.add_argument("--name", required=True, help="of the source, and of its folder")
-    parser.add_argument("--out", default="data", help="folder of the prepared sources")
-    parser.add_argument("--field", default="text", help="of a JSON line that holds the text")
-    parser.add_argument("--tokenizer", default="gpt2", help="gpt2, bpe (of these files) or a folder with one")
-    parser.add_argument("--vocab_size", type=int, help="of --tokenizer bpe, at most; by default 8192")
-    parser.add_argument("--val", type=float, default=0.005, help="share of the documents for validation")
-    parser.add_argument("--errors", choices=["strict", "replace"], default="strict", help="on invalid UTF-8")
-    parser.add_argument("--workers", type=int, help="threads, by default as many as cores")
-    prepare(**vars(parser.parse_args(argv)))
-
-
-def check_command(argv):
-    parser = one_line_parser(prog="data.py check", description="Verifies every byte of prepared sources.")
-    parser.add_argument("folders", nargs="+", help="folders that data.py prepare made, such as data/eu")
-    for folder in parser.parse_args(argv).folders:
+def check(folders):
+    """Verifies every byte of prepared sources."""
+    for folder in folders:
         tokens = load_manifest(folder, 0, whole=True)["tokens"]
         print(f"{folder}: whole; {tokens['train']:,} tokens for training, {tokens['val']:,} for validation")
 
 
 def main():
-    command, flags = show_command, sys.argv[1:]
-    if flags and flags[0] in ("prepare", "check"):
-        command = {"prepare": prepare_command, "check": check_command}[flags.pop(0)]
+    commands = one_line_parser().add_subparsers(dest="command", parser_class=one_line_parser)
+    flag = commands.add_parser("show", prog="data.py", description=__doc__).add_argument
+    flag("--seed", type=int, help="of the target language and of the documents")
+    flag("--target-order", help="word order of the target language, by default SOV")
+    flag("--cognates", type=float, help="share of nouns spelled as in English, by default 0.4")
+    flag = commands.add_parser("prepare", description="Encodes text files as a source of tokens.").add_argument
+    flag("paths", nargs="+", help="plain text or JSON lines, also gzip; or folders")
+    flag("--name", required=True, help="of the source, and of its folder")
+    flag("--out", help="folder of the prepared sources, by default data")
+    flag("--field", help="of a JSON line that holds the text, by default text")
+    flag("--tokenizer", help="gpt2 (the default), bpe (of these files) or a folder with one")
+    flag("--vocab_size", type=int, help="of --tokenizer bpe, at most; by default 8192")
+    flag("--val", type=float, help="share of the documents for validation, by default 0.005")
+    flag("--errors", choices=["strict", "replace"], help="on invalid UTF-8, by default strict")
+    flag("--workers", type=int, help="threads, by default as many as cores")
+    flag = commands.add_parser("check", description="Verifies every byte of prepared sources.").add_argument
+    flag("folders", nargs="+", help="folders that data.py prepare made, such as data/eu")
+    words = sys.argv[1:]
+    if not words or words[0] not in commands.choices:
+        words = ["show", *words]
     try:
-        command(flags)
+        flags = vars(commands.choices[words[0]].parse_args(words[1:]))
+        {"show": show, "prepare": prepare, "check": check}[words[0]](**flags)
     except (ValueError, OSError) as e:
         refuse(e)
     except KeyboardInterrupt:

@@ -207,7 +207,6 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.skipif(data.fcntl is None, reason="no file locks on this system")
 def test_a_lock_has_one_holder_and_can_be_waited_for(tmp_path):
     path, order = tmp_path / ".lock", []
 
