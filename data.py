@@ -77,7 +77,7 @@ def lock(path, wait=False):
 
 
 def parse_object(text, where):
-    """The dict of a JSON text (str or bytes). Where it is none, raises ValueError that begins with `where`."""
+    """The dict of a JSON text (str or bytes). Raises ValueError that begins with `where` if it is none."""
     try:
         row = json.loads(text)
     except (ValueError, RecursionError) as e:  # also: bytes that are not UTF-8, thousands of digits
@@ -93,14 +93,13 @@ def read_lines(path, errors="strict"):
         for n in count(1):
             where = f"{path}, line {n}"
             try:
-                line = source.readline(LONGEST_LINE)  # ends at \n, never at U+2028, which JSON may hold
+                line = source.readline()  # ends at \n, never at U+2028, which JSON may hold
                 text = line.decode("utf-8", errors) if line.strip() else ""
             except UnicodeDecodeError as e:
                 raise ValueError(f"{where}: byte 0x{line[e.start]:02x} is not UTF-8; correct it, or prepare "
                                  "with --errors replace") from None
             except (EOFError, OSError, zlib.error) as e:
                 raise ValueError(f"{where}: cannot be read ({e}); is the file whole?") from None
-            require(len(line) < LONGEST_LINE, f"{where}: over {LONGEST_LINE:,} bytes; break it")
             yield where, text
             if not line:
                 return
@@ -125,6 +124,8 @@ _VERBS_OF = dict(  # of a subject's category: the verbs that take an animal, a t
 VERBS = {(s, o): verb for s in CATEGORIES for o, verb in zip(CATEGORIES, _VERBS_OF[s].split())}
 ADJECTIVES = dict(animal="wild tame shy".split(), tool="blunt steel handy".split(),
                   food="sweet sour fresh".split(), place="quiet busy far".split())
+WORDS = [noun for nouns in NOUNS.values() for noun in nouns] + list(VERBS.values())
+WORDS += [adjective for adjectives in ADJECTIVES.values() for adjective in adjectives]
 LETTERS = list("abcdefghijklmnopqrstuvwxyz")
 SEPARATORS = [",", ";", " |", ""]      # between the elements of a list; an element brings its own space
 ARROWS = [" ->", " =", " :", " =>"]    # between the elements and the answer
@@ -145,13 +146,7 @@ class Language:
         return self.words[noun] == noun
 
 
-def world_words():
-    """Every English word of the world, in a fixed order."""
-    nouns = [n for c in CATEGORIES for n in NOUNS[c]]
-    return nouns + list(VERBS.values()) + [a for c in CATEGORIES for a in ADJECTIVES[c]]
-
-
-ENGLISH = Language("english", {w: w for w in world_words()})
+ENGLISH = Language("english", {w: w for w in WORDS})
 
 
 def make_language(name, seed, order="SOV", cognates=0.4):
@@ -160,7 +155,8 @@ def make_language(name, seed, order="SOV", cognates=0.4):
     require(0 <= cognates <= 1, f"the share of cognates is {cognates}, expected a number from 0 to 1")
     rng = Random(f"{name}/{seed}")
     syllables = [c + v for c in rng.sample("bdgklmnprstz", 9) for v in "aeiou"]
-    taken = set(world_words())
+    taken = set(WORDS)
+
     def new_word(n_syllables):
         while True:
             word = "".join(rng.choices(syllables, k=n_syllables))
@@ -168,7 +164,7 @@ def make_language(name, seed, order="SOV", cognates=0.4):
                 taken.add(word)
                 return word
 
-    words = {w: new_word(2) for w in world_words()}
+    words = {w: new_word(2) for w in WORDS}
     for c in CATEGORIES:
         words.update({n: n for n in rng.sample(NOUNS[c], round(cognates * len(NOUNS[c])))})
     return Language(name, words, order, True, new_word(1), new_word(1))
@@ -308,7 +304,7 @@ def same_category(rng, world, lang):
 def repeats(rng, world, lang):
     """A short run of words, letters or integers, repeated verbatim."""
     integers = [str(x) for x in range(world.max_integer + 1)]
-    pool = rng.choice([[lang.words[w] for w in world_words()], LETTERS, integers])
+    pool = rng.choice([[lang.words[w] for w in WORDS], LETTERS, integers])
     while True:
         unit = rng.sample(pool, rng.randint(3, 6))
         if not is_reserved(unit + unit):
@@ -430,11 +426,8 @@ def load_tokenizer(spec):
     for vocabulary, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
         if (folder / vocabulary).exists() and (folder / merges).exists():
             return published_tokenizer(folder / vocabulary, folder / merges)
-    require(not (folder / "tokenizer.json").exists(),
-            f"{folder} has only a tokenizer.json; transformers writes the files that are needed: "
-            f"GPT2Tokenizer.from_pretrained({str(folder)!r}).save_vocabulary({str(folder)!r})")
-    require(spec == "gpt2", f"--tokenizer is {str(spec)!r}, expected gpt2, bpe, or the folder of a prepared "
-            "source or of vocab.json and merges.txt")
+    require(spec == "gpt2", f"--tokenizer is {str(spec)!r}, expected gpt2, bpe, or the folder of a prepared source "
+            "or of vocab.json and merges.txt, which save_vocabulary() of transformers writes")
     try:
         return Tokenizer(tiktoken.get_encoding("gpt2")._mergeable_ranks, GPT2_SPLIT)
     except Exception as e:  # no network and no cache; tiktoken lets its downloader's exceptions through
@@ -460,10 +453,9 @@ def published_tokenizer(vocabulary, merges):
 
 
 # -------------------------------------------------------------------------------------------------- real text
-LONGEST_LINE = 64 << 20      # bytes, so that memory stays bounded
 LONGEST_DOCUMENT = 1 << 18   # characters; a longer one is cut (tiktoken fails at a million spaces in a row)
 BATCH = 4 << 20              # characters per thread that are read and encoded at a time
-JSON_LINES = (".json", ".jsonl", ".ndjson")  # endings of names, also with .gz
+TEXT_FILE, JSON_FILE = r"\.(txt|jsonl?|ndjson)(\.gz)?$", r"\.(jsonl?|ndjson)(\.gz)?$"
 
 
 def find_texts(paths):
@@ -471,9 +463,9 @@ def find_texts(paths):
     found = []
     for path in map(Path, paths):
         require(path.exists(), f"{path} does not exist")
-        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+        inside = [path]
         if path.is_dir():
-            inside = [p for p in inside if p.name.removesuffix(".gz").endswith((".txt", *JSON_LINES))]
+            inside = sorted(p for p in path.rglob("*") if re.search(TEXT_FILE, p.name))
         require(inside, f"{path} holds no .txt, .json, .jsonl or .ndjson file, also with .gz")
         found += inside
     return found
@@ -482,12 +474,12 @@ def find_texts(paths):
 def read_documents(path, field="text", errors="strict"):
     """Yields the documents of a file that are not empty, in pieces of at most LONGEST_DOCUMENT characters.
     JSON lines, which the ending or the first line tells, hold one each. Else blank lines separate them."""
-    is_json, lines = path.name.removesuffix(".gz").endswith(JSON_LINES) or None, []
+    is_json, lines = None, []
     for where, line in read_lines(path, errors):
         text = ""
-        if is_json is None and line:
-            is_json = bool(re.match(r'\s*{\s*"', line))
-        if is_json and line:
+        if line and is_json is None:
+            is_json = bool(re.search(JSON_FILE, path.name) or re.match(r'\s*{\s*"', line))
+        if line and is_json:
             found = parse_object(line, where).get(field)
             require(isinstance(found, str), f"{where}: no field {field!r} with a text; name it with --field")
             text = found.encode("utf-8", "replace").decode()  # JSON can spell half of a surrogate pair
@@ -517,8 +509,8 @@ def prepare(name, paths, out="data", field="text", tokenizer="gpt2", vocab_size=
     require(re.fullmatch(r"\w[\w+-]*", name), f"--name is {name!r}, expected letters, digits, _ + -")
     require(0 < val < 1, f"--val is {val}, expected a share between 0 and 1")
     require(workers is None or workers > 0, f"--workers is {workers}, expected 1 or more")
-    require(vocab_size is None or tokenizer == "bpe", "--vocab_size goes with --tokenizer bpe: leave it out")
-    require(vocab_size is None or vocab_size > 256, f"--vocab_size is {vocab_size}, expected 257 or more")
+    require(vocab_size is None or (tokenizer == "bpe" and vocab_size > 256),
+            f"--vocab_size is {vocab_size}, expected 257 or more, and with --tokenizer bpe alone")
     require(not final.exists(), f"{final} is there already: choose another --name")
     sample = []
     for file in files:  # its start also shows a wrong --field
@@ -540,8 +532,8 @@ def prepare(name, paths, out="data", field="text", tokenizer="gpt2", vocab_size=
         done = encode_files(files, part, tok, plan, workers or os.cpu_count())
         for side, n in done["tokens"].items():
             require(n, f"none of {done['documents']} documents went to {side}: give more, or change --val")
-        sums = {"sha256": {side: sha256(part / f"{side}.bin") for side in done["tokens"]}}
-        text = json.dumps({"name": name} | done | sums | plan, indent=1) + "\n"
+        sums = {side: sha256(part / f"{side}.bin") for side in done["tokens"]}
+        text = json.dumps({"name": name} | done | {"sha256": sums} | plan, indent=1) + "\n"
         write_atomically(part / "manifest.json", lambda p: p.write_text(text))
         for leftover in [part / "progress.json", *part.glob("*.tmp")]:  # a killed run leaves a .tmp
             leftover.unlink()
@@ -556,25 +548,24 @@ def encode_files(files, part, tok, plan, threads):
     notes how many documents and tokens that makes. A restart cuts both files there and goes on from there."""
     progress, itemsize = part / "progress.json", np.dtype(tok.dtype).itemsize
     done = {"documents": 0, "tokens": {"train": 0, "val": 0}}
-    with open(part / "train.bin", "ab") as train, open(part / "val.bin", "ab") as val:
+    with open(part / "train.bin", "ab") as train, open(part / "val.bin", "ab") as val, \
+            tqdm(unit=" documents") as bar:
         outputs = {"train": train, "val": val}
-        try:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # then nothing can be used
             noted = parse_object(progress.read_bytes(), progress)
-            held = {side: file.tell() // itemsize for side, file in outputs.items()}
-            fits = all(0 <= noted["done"]["tokens"][side] <= n for side, n in held.items())
+            n = noted["done"]["tokens"]
+            fits = all(0 <= n[side] * itemsize <= file.tell() for side, file in outputs.items())
             if noted["plan"] == plan and fits and noted["done"]["documents"] >= 0:
                 done = noted["done"]
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # nothing that could be used is there
         for side, file in outputs.items():
             file.truncate(done["tokens"][side] * itemsize)
         documents = (text for file in files for text in read_documents(file, plan["field"], plan["errors"]))
         documents = islice(documents, done["documents"], None)
-        bar = tqdm(unit=" documents", initial=done["documents"])
         while batch := next_batch(documents, BATCH * threads):
             texts = {"train": [], "val": []}
             for text in batch:  # a hash decides, so equal documents go to the same side
-                texts["val" if zlib.crc32(text.encode()) < plan["val"] * 2 ** 32 else "train"].append(text)
+                share = zlib.crc32(text.encode()) / 2 ** 32
+                texts["val" if share < plan["val"] else "train"].append(text)
             for side, file in outputs.items():
                 ids = tok.encode_documents(texts[side], threads)
                 file.write(ids.tobytes())
@@ -583,8 +574,7 @@ def encode_files(files, part, tok, plan, threads):
                 done["tokens"][side] += len(ids)
             done["documents"] += len(batch)
             write_atomically(progress, lambda p: p.write_text(json.dumps({"plan": plan, "done": done})))
-            bar.update(len(batch))
-        bar.close()
+            bar.update(done["documents"] - bar.n)
     return done
 
 
@@ -594,22 +584,22 @@ def sha256(path):
 
 
 def load_manifest(folder, block_size, whole=False):
-    """The manifest of a prepared source, after a check of its tokenizer and of the size of its files, or
-    (whole) of every byte."""
+    """The manifest of a prepared source, after a check of its tokenizer and of the sizes of its files; with
+    whole=True, of every byte."""
     folder = Path(folder)
     try:
         manifest = parse_object((folder / "manifest.json").read_bytes(), folder / "manifest.json")
-        require(sha256(folder / "tokenizer.json") == manifest["tokenizer_sha256"],
-                f"{folder}/tokenizer.json has changed: prepare again")
-        for side, n in manifest["tokens"].items():
-            file = folder / f"{side}.bin"
+        same = sha256(folder / "tokenizer.json") == manifest["tokenizer_sha256"]
+        require(same, f"{folder}/tokenizer.json has changed: prepare again")
+        for side in ("train", "val"):
+            file, n = folder / f"{side}.bin", manifest["tokens"][side]
             same = file.stat().st_size == n * np.dtype(manifest["dtype"]).itemsize
-            if same and whole:
-                same = sha256(file) == manifest["sha256"][side]
+            if whole:
+                same = same and sha256(file) == manifest["sha256"][side]
             require(same, f"{file} is not what its manifest says: prepare it again")
             require(n > block_size, f"{file} has {n} tokens; a block of {block_size} needs {block_size + 1}: "
                     "give it more text, a larger --val, or lower --block_size")
-    except (OSError, KeyError, TypeError, AttributeError) as e:
+    except (OSError, KeyError, TypeError) as e:
         raise ValueError(f"{folder} is not a prepared source, or is damaged or of an older version "
                          f"({type(e).__name__}: {e}): make it with python data.py prepare") from None
     return manifest
@@ -689,12 +679,13 @@ def check(folders):
 
 
 def main():
-    commands = one_line_parser().add_subparsers(dest="command", parser_class=one_line_parser)
+    parser = one_line_parser()
+    commands = parser.add_subparsers(dest="command", parser_class=one_line_parser)
     flag = commands.add_parser("show", prog="data.py", description=__doc__).add_argument
     flag("--seed", type=int, help="of the target language and of the documents")
     flag("--target-order", help="word order of the target language, by default SOV")
     flag("--cognates", type=float, help="share of nouns spelled as in English, by default 0.4")
-    flag = commands.add_parser("prepare", description="Encodes text files as a source of tokens.").add_argument
+    flag = commands.add_parser("prepare", description="Encodes text files as a source.").add_argument
     flag("paths", nargs="+", help="plain text or JSON lines, also gzip; or folders")
     flag("--name", required=True, help="of the source, and of its folder")
     flag("--out", help="folder of the prepared sources, by default data")
@@ -708,10 +699,11 @@ def main():
     flag("folders", nargs="+", help="folders that data.py prepare made, such as data/eu")
     words = sys.argv[1:]
     if not words or words[0] not in commands.choices:
-        words = ["show", *words]
+        words.insert(0, "show")
+    flags = vars(parser.parse_args(words))
+    command = {"show": show, "prepare": prepare, "check": check}[flags.pop("command")]
     try:
-        flags = vars(commands.choices[words[0]].parse_args(words[1:]))
-        {"show": show, "prepare": prepare, "check": check}[words[0]](**flags)
+        command(**flags)
     except (ValueError, OSError) as e:
         refuse(e)
     except KeyboardInterrupt:
