@@ -22,15 +22,13 @@ import hashlib
 import heapq
 import json
 import os
-import re
 import sys
 import zlib
-from bisect import bisect
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate, count, islice
+from itertools import accumulate, chain, count, islice
 from pathlib import Path
 from random import Random
 
@@ -124,8 +122,7 @@ _VERBS_OF = dict(  # of a subject's category: the verbs that take an animal, a t
 VERBS = {(s, o): verb for s in CATEGORIES for o, verb in zip(CATEGORIES, _VERBS_OF[s].split())}
 ADJECTIVES = dict(animal="wild tame shy".split(), tool="blunt steel handy".split(),
                   food="sweet sour fresh".split(), place="quiet busy far".split())
-WORDS = [noun for nouns in NOUNS.values() for noun in nouns] + list(VERBS.values())
-WORDS += [adjective for adjectives in ADJECTIVES.values() for adjective in adjectives]
+WORDS = [*chain(*NOUNS.values()), *VERBS.values(), *chain(*ADJECTIVES.values())]
 LETTERS = list("abcdefghijklmnopqrstuvwxyz")
 SEPARATORS = [",", ";", " |", ""]      # between the elements of a list; an element brings its own space
 ARROWS = [" ->", " =", " :", " =>"]    # between the elements and the answer
@@ -267,10 +264,11 @@ def noun_phrase(lang, noun, adjective=None, ending=""):
 def prose(rng, world, lang):
     """4 to 9 sentences. Nouns follow Zipf's law. Their categories decide the verb. Adjectives mostly fit."""
     def draw(category):
-        noun, adjective = NOUNS[category][bisect(_ZIPF, rng.random() * _ZIPF[-1], hi=19)], None
+        noun, adjective = rng.choices(NOUNS[category], cum_weights=_ZIPF)[0], None
         if rng.random() < 0.4:
             adjective = rng.choice(ADJECTIVES[category if rng.random() < 0.9 else rng.choice(CATEGORIES)])
         return noun, adjective
+
     sentences = []
     for _ in range(rng.randint(4, 9)):
         s, o = rng.choice(CATEGORIES), rng.choice(CATEGORIES)
@@ -384,7 +382,7 @@ class Tokenizer:
         self.ranks, self.split = ranks, split  # ranks: {token bytes: id}, in the order of the merges
         self.eot = len(ranks) if eot is None else eot
         self.vocab_size = max(self.eot, *ranks.values()) + 1
-        self.dtype = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
+        self.dtype = np.dtype("uint16" if self.vocab_size <= 1 << 16 else "uint32")
         self.encoding = tiktoken.Encoding("nanocpt", pat_str=split, mergeable_ranks=ranks,
                                           special_tokens={EOT: self.eot})
         self.tokens = {i: token for token, i in ranks.items()} | {self.eot: EOT.encode()}
@@ -410,8 +408,8 @@ class Tokenizer:
         return json.dumps({"split": self.split, "eot": self.eot, "tokens": tokens})
 
     @classmethod
-    def from_json(cls, text):
-        saved = json.loads(text)
+    def from_json(cls, text, where="the tokenizer"):
+        saved = parse_object(text, where)
         ranks = {bytes.fromhex(token): i for token, i in saved["tokens"].items()}
         return cls(ranks, saved["split"], saved["eot"])
 
@@ -420,14 +418,13 @@ def load_tokenizer(spec):
     """The tokenizer of 'gpt2', of a prepared source's folder, or of a folder with GPT-2's published files."""
     folder = Path(spec)
     if (folder / "manifest.json").exists():
-        text = (folder / "tokenizer.json").read_bytes()
-        parse_object(text, folder / "tokenizer.json")  # names the file if it is damaged
-        return Tokenizer.from_json(text)
+        file = folder / "tokenizer.json"
+        return Tokenizer.from_json(file.read_bytes(), file)
     for vocabulary, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
         if (folder / vocabulary).exists() and (folder / merges).exists():
             return published_tokenizer(folder / vocabulary, folder / merges)
-    require(spec == "gpt2", f"--tokenizer is {str(spec)!r}, expected gpt2, bpe, or the folder of a prepared source "
-            "or of vocab.json and merges.txt, which save_vocabulary() of transformers writes")
+    require(spec == "gpt2", f"--tokenizer is {str(spec)!r}, expected gpt2, bpe, or the folder of a prepared "
+            "source or of vocab.json and merges.txt, which save_vocabulary() of transformers writes")
     try:
         return Tokenizer(tiktoken.get_encoding("gpt2")._mergeable_ranks, GPT2_SPLIT)
     except Exception as e:  # no network and no cache; tiktoken lets its downloader's exceptions through
@@ -465,7 +462,7 @@ def find_texts(paths):
         require(path.exists(), f"{path} does not exist")
         inside = [path]
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if re.search(TEXT_FILE, p.name))
+            inside = sorted(p for p in path.rglob("*") if regex.search(TEXT_FILE, p.name))
         require(inside, f"{path} holds no .txt, .json, .jsonl or .ndjson file, also with .gz")
         found += inside
     return found
@@ -478,7 +475,7 @@ def read_documents(path, field="text", errors="strict"):
     for where, line in read_lines(path, errors):
         text = ""
         if line and is_json is None:
-            is_json = bool(re.search(JSON_FILE, path.name) or re.match(r'\s*{\s*"', line))
+            is_json = bool(regex.search(JSON_FILE, path.name) or regex.match(r'\s*{\s*"', line))
         if line and is_json:
             found = parse_object(line, where).get(field)
             require(isinstance(found, str), f"{where}: no field {field!r} with a text; name it with --field")
@@ -506,7 +503,7 @@ def prepare(name, paths, out="data", field="text", tokenizer="gpt2", vocab_size=
     """Encodes text files into the folder out/name and returns it. Works in out/name.part; an interrupted run
     goes on there. Raises ValueError for a mistake, where possible before anything is written."""
     final, part, files = Path(out) / name, Path(out) / f"{name}.part", find_texts(paths)
-    require(re.fullmatch(r"\w[\w+-]*", name), f"--name is {name!r}, expected letters, digits, _ + -")
+    require(regex.fullmatch(r"\w[\w+-]*", name), f"--name is {name!r}, expected letters, digits, _ + -")
     require(0 < val < 1, f"--val is {val}, expected a share between 0 and 1")
     require(workers is None or workers > 0, f"--workers is {workers}, expected 1 or more")
     require(vocab_size is None or (tokenizer == "bpe" and vocab_size > 256),
@@ -522,7 +519,7 @@ def prepare(name, paths, out="data", field="text", tokenizer="gpt2", vocab_size=
     else:
         tok = load_tokenizer(tokenizer)
     plan = {"files": [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files], "field": field,
-            "val": val, "errors": errors, "vocab_size": tok.vocab_size, "dtype": np.dtype(tok.dtype).name,
+            "val": val, "errors": errors, "vocab_size": tok.vocab_size, "dtype": tok.dtype.name,
             "tokenizer_sha256": hashlib.sha256(tok.to_json().encode()).hexdigest()}
     final.parent.mkdir(parents=True, exist_ok=True)
     with lock(final.with_name(f".{name}.lock")) as free:
@@ -546,7 +543,7 @@ def prepare(name, paths, out="data", field="text", tokenizer="gpt2", vocab_size=
 def encode_files(files, part, tok, plan, threads):
     """Appends the documents of all files to part/train.bin and part/val.bin. After each batch, progress.json
     notes how many documents and tokens that makes. A restart cuts both files there and goes on from there."""
-    progress, itemsize = part / "progress.json", np.dtype(tok.dtype).itemsize
+    progress, itemsize = part / "progress.json", tok.dtype.itemsize
     done = {"documents": 0, "tokens": {"train": 0, "val": 0}}
     with open(part / "train.bin", "ab") as train, open(part / "val.bin", "ab") as val, \
             tqdm(unit=" documents") as bar:
