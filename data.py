@@ -16,7 +16,6 @@ Real text goes the same way, from files:
 """
 import argparse
 import contextlib
-import fcntl
 import gzip
 import hashlib
 import heapq
@@ -36,6 +35,12 @@ import numpy as np
 import regex  # comes with tiktoken
 import tiktoken
 from tqdm import tqdm
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks: there, one command at a time
+    fcntl = None
+
 
 # ---------------------------------------------------------------------------------------------- small helpers
 def require(condition, message):
@@ -66,9 +71,10 @@ def write_atomically(path, write, flush=True):
 def lock(path, wait=False):
     """Yields True while this process holds the lock file, False if another does. It ends with its process."""
     with open(path, "a") as f:
+        free = True
         try:
-            fcntl.flock(f, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            free = True
+            if fcntl:
+                fcntl.flock(f, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             free = False
         yield free
@@ -310,7 +316,7 @@ def repeats(rng, world, lang):
 
 
 def orders(rng, world, lang):
-    """Integers or letters in their order, 3 to 5 a line. They make it known what is smaller and what larger."""
+    """Integers or letters in their order, 3 to 5 a line. They tell what is smaller and what is larger."""
     pool, lines = rng.choice([range(world.max_integer + 1), LETTERS]), []
     while len(lines) < 6:
         unit = [str(x) for x in sorted(rng.sample(pool, rng.randint(3, 5)))]
