@@ -428,6 +428,22 @@ def test_a_curve_is_of_the_sample_where_a_log_has_one_and_c2_compares_sample_wit
     assert "lowest early Copain without English 62% of" in bench.judge_c2(log)[1]
 
 
+def test_verdicts_at_the_best_rates_take_each_arm_where_its_perplexity_is_lowest():
+    slow = dict(ppl_target=4.0)
+    log = a_log(**{"target": COLLAPSED, "target-lr-0.5": slow, "target+english": {}, "target+english-lr-0.5": {"ppl_target": 5.0}})
+    best, chosen = bench.at_best_rates(log)
+    assert chosen == {"target": "target-lr-0.5", "target+english": "target+english"}
+    assert judged(log)["C2"] == "reproduced" and judged(best)["C2"] == "not reproduced"  # the slower arm loses nothing
+
+
+@pytest.mark.parametrize("verdicts, words", [
+    (["C1", "C2", "C5", "C6"], "Without English: same perplexity, but in-context learning collapses; curriculum and EMA prevent it"),
+    (["C2", "C5"], "Without English, in-context learning collapses; a curriculum prevents it"), (["C1", "C5"], "")])
+def test_the_title_of_a_figure_says_no_more_than_the_verdicts(verdicts, words):
+    claims = [dict(id=c, verdict="reproduced" if c in verdicts else "partly") for c in ("C1", "C2", "C3", "C4", "C5", "C6")]
+    assert bench.headline(claims) == words
+
+
 # ------------------------------------------------------------------------------------------------ reports of a log
 def write_study(folder, rows, study="main", steps=100):
     """A study's folder as train.py leaves it."""
