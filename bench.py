@@ -828,18 +828,33 @@ def headline(claims):
     return text
 
 
-def report(folder):
-    """Writes report.md, summary.json and figure.png into a study's folder, from its settings.json and
-    metrics.jsonl alone. Returns the text that ends the study."""
-    folder = Path(folder)
-    log, info = read_study(folder)
-    arms, claims, smoke = info["arms"], verdicts(log, info["study"]), info["settings"]["preset"] == "smoke"
-    heading, spread = info["question"], f"means over {len(log.seeds)} runs [95% t interval over runs]"
-    if len(log.seeds) == 1:
-        spread = "one run: no interval, so no measure of chance"
-    text = [f"# Study `{info['study']}`", f"**{heading}**"]
-    if smoke:
-        heading = "Smoke settings: every stage ran, the numbers mean nothing"
+def rules_table(log):
+    """Percent right of every rule of Copain, with shots and without: before the CPT, and where arms end."""
+    columns = {"before": (log.arms[0], 0)} | {arm: (arm, log.last) for arm in log.arms}
+    rows = []
+    for task in COPAIN_TASKS:
+        rows.append([task])
+        for arm, step in columns.values():
+            values = [log(arm, key, step).mean() for key in (task, f"{task}_zero-shot") if log.has(key)]
+            rows[-1].append(" / ".join(f"{value:.0f}" for value in values))
+    return markdown(["rule", *columns], rows)
+
+
+def steps_table(log):
+    """Copain and the label task at every step that was evaluated."""
+    rows, keys = [], [key for key in ("copain", "label_target") if log.has(key)]
+    for arm in log.arms:
+        rows.append([arm])
+        for step in log.steps:
+            rows[-1].append(" / ".join(f"{log.curve(arm, key, step).mean():.0f}" for key in keys))
+    return markdown(["arm", *map(str, log.steps)], rows)
+
+
+def report_text(log, info, claims, heading, spread):
+    """report.md as text."""
+    arms = info["arms"]
+    text = [f"# Study `{info['study']}`", f"**{info['question']}**"]
+    if heading != info["question"]:
         text.append(f"**{heading}.**")
     text.append(f"{provenance(log, info)}; {spread}; at step {log.last} of the CPT.")
     text += [f"Left out: {why}" for why in info["left_out"]]
@@ -868,29 +883,16 @@ def report(folder):
              "elements compete. Five rules: those that need shots (not the two odd-one-out rules). Recall "
              "probe: the query is one of the shots; chance 17%. Held-out rule: the last element of the list, "
              "a rule that no training document uses; chance 33%.", ends_table(log, arms, CONTROLS),
-             "## Copain and the label task along the way"]
+             "## Rule by rule", f"Percent right with three shots / without, {spread.split(' [')[0]}.",
+             rules_table(log), "## Copain and the label task along the way"]
     if log.has("curve_copain"):
         text.append("Of the same third of the items at every step; elsewhere: of all.")
-    rows, keys = [], [key for key in ("copain", "label_target") if log.has(key)]
-    for arm in log.arms:
-        rows.append([arm])
-        for step in log.steps:
-            rows[-1].append(" / ".join(f"{log.curve(arm, key, step).mean():.0f}" for key in keys))
-    tasks = [f"{task} {log.estimate(log.arms[0], task, 0).text()}" for task in COPAIN_TASKS]
-    text += [markdown(["arm", *map(str, log.steps)], rows),
-             f"Copain per task at step 0 of {log.arms[0]}, {spread}: {', '.join(tasks)}.",
-             "## Arms and settings",
-             f"```json\n{json.dumps({'arms': arms, **info['settings']}, indent=1)}\n```\n"]
-    write_atomically(folder / "report.md", lambda path: path.write_text("\n\n".join(text)))
-    numbers, keys = {}, [key for key in HEADINGS if log.has(key)]
-    for arm in log.arms:
-        numbers[arm] = {key: asdict(log.estimate(arm, key)) for key in keys}
-    summary = json.dumps({"study": info["study"], "seeds": log.seeds, "step": log.last, "claims": claims,
-                          "arms": numbers}, indent=1)
-    write_atomically(folder / "summary.json", lambda path: path.write_text(summary + "\n"))
-    title, study, figure = heading, info["study"], folder / "figure.png"
-    if not smoke:
-        title = headline(claims) or heading
+    return text + [steps_table(log), "## Arms and settings",
+                   f"```json\n{json.dumps({'arms': arms, **info['settings']}, indent=1)}\n```\n"]
+
+
+def draw_figure(log, study, path, title):
+    """The picture that suits a study. title: its message."""
     runs = f"one run, base seed {log.seeds[0]}"
     if len(log.seeds) > 1:
         runs = f"means of {len(log.seeds)} runs, base seeds {log.seeds[0]} to {log.seeds[-1]}; thin: a run"
@@ -898,19 +900,41 @@ def report(folder):
     if study == "main":
         if log.has("curve_copain"):
             title += "; of the same third of the items at every step"
-        draw_curves(log, figure, title)
+        draw_curves(log, path, title)
     elif study == "replay-dose" and set(log.arms) == set(DOSES):
-        draw_dose(log, figure, title, DOSES, "English, % of the tokens")
+        draw_dose(log, path, title, DOSES, "English, % of the tokens")
     elif study == "placement" and set(log.arms) == set(WINDOWS | BESIDE):
         label = "English in the first ... % of the steps\n(right of 10: as much of it, at another time)"
-        draw_dose(log, figure, title, WINDOWS, label)
+        draw_dose(log, path, title, WINDOWS, label)
     elif study in ("learning-rate", "constraints"):
-        draw_frontier(log, figure, f"{title}; large marker: highest rate, rank or penalty")
+        draw_frontier(log, path, f"{title}; large marker: highest rate, rank or penalty")
     else:
         title = title.replace("thin: a run", "bars: 95% t intervals; ticks: runs")
-        draw_ends(log, figure, f"{title}; hollow: gain from shots, points")
+        draw_ends(log, path, f"{title}; hollow: gain from shots, points")
+
+
+def report(folder):
+    """Writes report.md, summary.json and figure.png into a study's folder, from its settings.json and
+    metrics.jsonl alone. Returns the text that ends the study."""
+    folder = Path(folder)
+    log, info = read_study(folder)
+    claims, heading, numbers = verdicts(log, info["study"]), info["question"], {}
+    spread = f"means over {len(log.seeds)} runs [95% t interval over runs]"
+    if len(log.seeds) == 1:
+        spread = "one run: no interval, so no measure of chance"
+    title = headline(claims) or heading
+    if info["settings"]["preset"] == "smoke":
+        title = heading = "Smoke settings: every stage ran, the numbers mean nothing"
+    text = "\n\n".join(report_text(log, info, claims, heading, spread))
+    write_atomically(folder / "report.md", lambda path: path.write_text(text))
+    for arm in log.arms:
+        numbers[arm] = {key: asdict(log.estimate(arm, key)) for key in HEADINGS if log.has(key)}
+    summary = json.dumps({"study": info["study"], "seeds": log.seeds, "step": log.last, "claims": claims,
+                          "arms": numbers}, indent=1)
+    write_atomically(folder / "summary.json", lambda path: path.write_text(summary + "\n"))
+    draw_figure(log, info["study"], folder / "figure.png", title)
     found = [f"{v['id']} {v['verdict']:>14}: {v['claim']} ({v['number']})" for v in claims]
-    return "\n\n".join([heading, ends_table(log, arms, HEADINGS, most=7), spread, "\n".join(found),
+    return "\n\n".join([heading, ends_table(log, info["arms"], HEADINGS, most=7), spread, "\n".join(found),
                         f"report: {folder / 'report.md'}\nfigure: {folder / 'figure.png'}"])
 
 

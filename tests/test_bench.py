@@ -2,6 +2,7 @@
 import dataclasses
 import json
 import math
+import re
 from random import Random
 
 import numpy as np
@@ -480,7 +481,8 @@ def test_a_report_of_a_log_with_and_without_samples_says_which_the_curves_use(tm
     new, old = ((tmp_path / name / "report.md").read_text() for name in ("new", "old"))
     sample = "Of the same third of the items at every step; elsewhere: of all.\n\n"
     assert sample in new and new.replace(sample, "") == old
-    assert "Copain per task at step 0 of target, means over 2 runs [95% t interval over runs]: max_integer_in_list 90.0" in old
+    assert "Percent right with three shots / without, means over 2 runs." in old
+    assert re.search(r"\| max_integer_in_list +\| 90 +\| 20 +\| 85 ", old)  # before, target, target+english
     assert (tmp_path / "new/figure.png").stat().st_size > 10_000
 
 
