@@ -238,7 +238,7 @@ def draw_format(rng):
 @dataclass(frozen=True)
 class World:
     """What there is to write about, and in which languages; SOURCES says which corpora come of it."""
-    max_integer: int = 19
+    max_integer: int = 99
     list_lengths: tuple = (3,)
     targets: tuple = (("target", 0, "SOV", .4), ("third", 0, "VSO", 0.))  # name, seed, word order, cognates
 
@@ -615,18 +615,14 @@ class Mixture:
         mix = Mixture({"target": ids_a, "english": ids_b}, block_size=64, seed=0)
         x, y, rows = mix.batch(step=0, batch_size=32, weights={"target": .8, "english": .2})
 
-    Each source has its own random stream. So runs with different weights see the same windows of a source. A
-    window begins anywhere; but the share `align` of them where a document does, which the id `eot` marks.
+    Each source has its own random stream. So runs with different weights see the same windows of a source.
     """
 
-    def __init__(self, sources, block_size, seed, align=0.0, eot=None):
+    def __init__(self, sources, block_size, seed):
         for name, ids in sources.items():
             require(len(ids) > block_size, f"source {name!r} has {len(ids)} tokens; a block of {block_size} "
                     f"needs at least {block_size + 1}: give it more text or lower block_size")
-        self.sources, self.block_size, self.seed, self.align = sources, block_size, seed, align
-        self.documents = {}  # {source: where its documents begin}
-        if align:
-            self.documents = {name: np.flatnonzero(ids[:-block_size] == eot) for name, ids in sources.items()}
+        self.sources, self.block_size, self.seed = sources, block_size, seed
         self.offset = np.random.default_rng([seed, 0]).random()
 
     def counts(self, step, batch_size, weights):
@@ -644,9 +640,6 @@ class Mixture:
             ids = self.sources[name]
             rng = np.random.default_rng([self.seed, step, zlib.crc32(name.encode())])
             starts = rng.integers(0, len(ids) - T, size=n)
-            if self.align:
-                aligned = rng.random(n) < self.align
-                starts = np.where(aligned, rng.choice(self.documents[name], size=n), starts)
             xs.append(ids[starts[:, None] + np.arange(T + 1)])       # (n, T + 1)
             rows += [name] * n
         xy = np.concatenate(xs).astype(np.int64)                     # (B, T + 1)

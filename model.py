@@ -115,10 +115,9 @@ class GPT(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 
-    def forward(self, idx, targets=None, weights=None):
+    def forward(self, idx, targets=None):
         """idx (B, T) holds token ids, T <= block_size. With targets (B, T), -1 not counted: the logits
-        (B, T, V) and the mean cross-entropy in nats. Without: logits (B, V) after the last token, None.
-        With weights (V,), the loss of the target that follows token v counts weights[v] times."""
+        (B, T, V) and the mean cross-entropy in nats. Without: logits (B, V) after the last token, None."""
         T, V = idx.size(1), self.config.vocab_size
         if T > self.config.block_size:
             raise ValueError(f"a row of {T} tokens does not fit into block_size={self.config.block_size}")
@@ -132,11 +131,7 @@ class GPT(nn.Module):
         fill = -V % 32
         impossible = F.pad(x.new_zeros(V), (0, fill), value=float("-inf"))
         logits = F.linear(x, F.pad(self.lm_head.weight, (0, 0, 0, fill)), impossible)  # (B, T, V + fill)
-        if weights is None:
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1)
-        else:
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
-            loss = (loss * weights[idx].flatten()).mean()
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1)
         return logits[..., :V], loss
 
     @torch.no_grad()

@@ -45,7 +45,7 @@ from tqdm import tqdm
 
 import bench
 from curriculum import Curriculum
-from data import (ARROWS, SOURCES, Mixture, Tokenizer, World, load_manifest, load_tokenizer, lock, refuse,
+from data import (SOURCES, Mixture, Tokenizer, World, load_manifest, load_tokenizer, lock, refuse,
                   require, train_bpe, write_atomically, write_corpus)
 from ema import EMA
 from model import (GPT, GPTConfig, add_lora, load_checkpoint, load_gpt2, merge_lora, model_from_checkpoint,
@@ -263,7 +263,7 @@ class Settings:
     ema_alpha: float = setting(0.0, "its EMA; 0 is none", -1, 1)
     ema_every: int = setting(1, "steps between two updates of its EMA", 1)
     # the world
-    max_integer: int = setting(19, "integers in lists run from 0 to this", 9, 10_000)
+    max_integer: int = setting(99, "integers in lists run from 0 to this", 9, 10_000)
     list_lengths: tuple = setting((3,), "lengths of the training lists, as in 3,4,5")
     target_order: str = setting("SOV", "word order of the target language")
     cognates: float = setting(0.4, "share of its nouns that are spelled as in English", 0, 0.8)
@@ -279,9 +279,6 @@ class Settings:
     base_batch_size: int = setting(32, "rows in a batch of the pretraining", 1)
     base_curriculum: str = setting("english=rest target=constant(0.007)", "mixture of the pretraining; real "
                                    "base models have seen a little of every language, too")
-    align: float = setting(1.0, "share of the rows of a batch that begin where a document begins", 0, 1)
-    answer_weight: float = setting(4.0, "how many times the loss counts on the answers of patterns, the "
-                                        "tokens after an arrow", ABOVE_ZERO)
     muon_lr: float = setting(0.02, "peak learning rate of Muon; 0 gives its matrices to AdamW")
     base_lr: float = setting(3e-3, "peak learning rate of AdamW in the pretraining", ABOVE_ZERO)
     base_warmup: int = setting(50, "steps of linear warm-up in the pretraining")
@@ -372,7 +369,7 @@ class Settings:
 
 PRESETS = {
     "laptop": {},
-    "gpu": dict(max_integer=99, list_lengths=(3, 4, 5), documents=400_000, n_layer=8, n_head=8, n_embd=384,
+    "gpu": dict(list_lengths=(3, 4, 5), documents=400_000, n_layer=8, n_head=8, n_embd=384,
                 block_size=128, base_steps=8000, base_batch_size=128, steps=4000, batch_size=64, lr=1e-3,
                 base_lr=1e-3, base_warmup=200, checkpoint_every=1000),
     "smoke": dict(documents=1500, n_layer=2, n_head=2, n_embd=32, base_steps=40, base_batch_size=8,
@@ -611,18 +608,6 @@ def make_model(job, tok):
     return model.to(s.device), before
 
 
-def loss_weights(job, tok, sources):
-    """(V,): how much the loss counts on the token that follows token v, 1 on average; None if all count
-    alike. In the patterns of a base's corpora most tokens cannot be predicted. Those that can, the answers,
-    follow an arrow."""
-    if job.start or job.settings.answer_weight == 1:
-        return None
-    weights = torch.ones(tok.vocab_size)
-    weights[[tok.encode(arrow)[-1] for arrow in ARROWS]] = job.settings.answer_weight
-    ids = next(iter(sources.values()))[:1 << 20]
-    return (weights / weights[torch.from_numpy(ids.astype(np.int64))].mean()).to(job.settings.device)
-
-
 def mean_loss(job, step, losses):
     """The mean training loss since the last evaluation, or None. Raises ValueError if it is not finite."""
     total, _, number = losses.tolist()
@@ -668,8 +653,7 @@ def train(job, tell=lambda step, loss: None, stopping=lambda: False):
     tok = Tokenizer.from_json((job.folder / "tokenizer.json").read_text())
     curriculum = Curriculum(job.arm.curriculum)
     data_seed = 2 * s.data_seed + 1 if job.start else 2 * s.seed  # an arm's is odd, a base's even
-    sources = open_data(job, "train", curriculum.shapes, tok.dtype)
-    mixture = Mixture(sources, s.block_size, data_seed, s.align, tok.eot)
+    mixture = Mixture(open_data(job, "train", curriculum.shapes, tok.dtype), s.block_size, data_seed)
     validation = open_data(job, "val", s.validation_sources(), tok.dtype)
     benchmark = bench.Benchmark(s.world(), tok, *s.benchmark_arguments())
     longest = benchmark.longest()
@@ -681,7 +665,6 @@ def train(job, tell=lambda step, loss: None, stopping=lambda: False):
     # model
     model, before = make_model(job, tok)
     autocast = torch.autocast(s.device, torch.bfloat16, enabled=s.dtype == "bfloat16")
-    weights = loss_weights(job, tok, mixture.sources)
     forward = model
     if s.compile:
         torch._dynamo.reset()  # it keeps the compiled models of the jobs before, and gives up after eight
@@ -738,7 +721,7 @@ def train(job, tell=lambda step, loss: None, stopping=lambda: False):
         for i, (xs, ys) in enumerate(xy.chunk(s.accumulate, dim=1), 1):
             forward.require_backward_grad_sync = i == s.accumulate  # for DDP: exchange gradients once a step
             with autocast:
-                part = forward(xs, ys, weights)[1] / s.accumulate
+                part = forward(xs, ys)[1] / s.accumulate
             part.backward()
             loss += part.detach()
         if world > 1:
@@ -1158,7 +1141,7 @@ def parse_flags(argv):
         check_name("the argument", unknown[0].split("=")[0], flags)
     preset = given.get("preset") or ("gpu" if torch.cuda.is_available() else "laptop")
     check_name("--preset", preset, PRESETS)
-    of_text = {"gate_gain": -100.0, "answer_weight": 1.0, "align": 0.0, "max_integer": 99}
+    of_text = {"gate_gain": -100.0} if given.get("source") else {}
     s = Settings(**{"name": preset} | PRESETS[preset] | of_text | given | {"preset": preset})
     if s.init:
         take_from_base(s, given)

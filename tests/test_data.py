@@ -150,13 +150,6 @@ def test_rows_are_windows_of_the_source_they_are_labelled_with_and_targets_are_s
         assert np.array_equal(x[i, 1:], y[i, :-1])
 
 
-def test_the_asked_share_of_rows_begins_where_a_document_does(sources, tok):
-    x = Mixture(sources, 32, seed=0, align=1, eot=tok.eot).batch(3, 10, WEIGHTS)[0]
-    assert (x[:, 0] == tok.eot).all() and len({tuple(row) for row in x.tolist()}) == 10
-    half = [Mixture(sources, 32, 0, 0.5, tok.eot).batch(step, 10, WEIGHTS)[0][:, 0] == tok.eot for step in range(40)]
-    assert 0.4 < sum(map(sum, half)) / 400 < 0.6
-
-
 @pytest.mark.parametrize("batch_size", [1, 7, 32])
 def test_realised_proportions_over_1000_batches_are_the_weights_up_to_rounding(sources, batch_size):
     weights = {"target": 0.803, "english": 0.197}

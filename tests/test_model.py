@@ -118,14 +118,6 @@ def with_lora(model, rank):
     return model
 
 
-def test_a_weighted_loss_is_the_mean_of_weighted_cross_entropies(tiny):
-    weights, targets = torch.linspace(0.5, 2, 10), IDX.flip(1)
-    logits, loss = tiny(IDX, targets, weights)
-    each = torch.nn.functional.cross_entropy(logits[0], targets[0], reduction="none")
-    assert loss.item() == pytest.approx((each * weights[IDX[0]]).mean().item(), rel=1e-5)
-    assert tiny(IDX, targets, torch.ones(10))[1].item() == pytest.approx(tiny(IDX, targets)[1].item(), rel=1e-6)
-
-
 def test_lora_at_initialisation_is_the_base_exactly(tiny):
     before = tiny(IDX, IDX)[0]
     add_lora(tiny, 4)

@@ -131,15 +131,6 @@ def test_accumulated_micro_batches_are_the_whole_batch(fresh, parts):
     assert cut["shift_l2"] == pytest.approx(whole["shift_l2"], rel=1e-3)
 
 
-def test_an_answer_counts_four_times_and_a_token_once_on_average(smoke, tok, sources):
-    job = train.make_job(smoke[0], 0, "base")
-    weights, arrows = train.loss_weights(job, tok, sources), [tok.encode(arrow)[-1] for arrow in train.ARROWS]
-    other = weights[tok.encode(" dog")[0]]
-    assert weights[arrows].tolist() == pytest.approx([4 * other.item()] * 4)
-    assert weights[torch.from_numpy(sources["english"].astype(int))].mean().item() == pytest.approx(1, abs=1e-4)
-    assert train.loss_weights(train.make_job(smoke[0], 0, "target"), tok, sources) is None  # the CPT is the paper's
-
-
 def test_the_model_overfits_one_batch():
     torch.manual_seed(0)
     model, x = GPT(GPTConfig(20, 16, 2, 2, 32)), torch.randint(20, (4, 17))
