@@ -689,7 +689,9 @@ def verdicts(log, study="main"):
         if claim.id in ("C3", "C5", "C6", "C8") and not log.has("label_target") and not missing:
             missing = ["no task in the target language"]
         verdict, number = "inconclusive", f"not run to the end: {', '.join(missing) or 'some arms'}"
-        if log.seeds and not missing:
+        if not log.arms:
+            number = "this study has not been run yet"
+        elif log.seeds and not missing:
             verdict, number = claim.judge(log)
         found.append({"id": claim.id, "claim": claim.text, "criterion": claim.criterion, "verdict": verdict,
                       "number": number})
@@ -963,7 +965,7 @@ def findings(results):
     require(logs, f"{results} holds no study: run train.py, then give the folder that its studies are in")
     for study in dict.fromkeys(claim.study for claim in CLAIMS):
         log = logs.get(study, Log([]))
-        runs = f"{study}, {len(log.seeds)} runs"
+        runs = f"{study}, {len(log.seeds)} runs" if log.seeds else study
         for v in verdicts(log, study):
             claims.append([v["id"], v["claim"], f"**{v['verdict']}**", v["number"], runs])
     heading = ["", "claim", "verdict", "measured, mean [95% interval over runs]", "study"]
