@@ -35,7 +35,7 @@ from model import GPT, GPTConfig  # noqa: E402
 
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}  # as train.py sets it
 PHASES = ["data", "forward", "backward", "clip", "optimizer", "EMA"]
-TOY = dict(vocab_size=800, block_size=64, n_layer=2, n_head=4, n_embd=128)
+TOY = dict(vocab_size=880, block_size=64, n_layer=2, n_head=8, n_embd=128)  # the laptop study
 PRODUCTS = ("aten::addmm", "aten::mm", "aten::bmm", "aten::baddbmm", "aten::_scaled_dot_product_flash_attention_for_cpu",
             "aten::_scaled_dot_product_flash_attention_for_cpu_backward")
 BIG = dict(vocab_size=50304)  # GPT-2's 124M; its vocabulary filled up to a multiple of 64
