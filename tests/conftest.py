@@ -126,7 +126,7 @@ def call(monkeypatch, capsys):
     def run(folder, script, *flags):
         monkeypatch.chdir(folder)
         monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
-        monkeypatch.setattr(bench, "draw_curves", lambda *_: None)  # two seconds; the fixture `study` draws one
+        monkeypatch.setattr(bench, "draw_figure", lambda *_: None)  # two seconds; the fixture `study` draws one
         code = 0
         try:
             train.main() if script == "train.py" else runpy.run_path(str(ROOT / script), run_name="__main__")

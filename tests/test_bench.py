@@ -476,7 +476,7 @@ def some_rows(curves=True, seeds=2):
 
 def test_a_report_of_a_log_with_and_without_samples_says_which_the_curves_use(tmp_path, monkeypatch):
     bench.report(write_study(tmp_path / "new", some_rows()))
-    monkeypatch.setattr(bench, "draw_curves", lambda *_: None)  # two seconds
+    monkeypatch.setattr(bench, "draw_figure", lambda *_: None)  # two seconds
     bench.report(write_study(tmp_path / "old", some_rows(curves=False)))
     new, old = ((tmp_path / name / "report.md").read_text() for name in ("new", "old"))
     sample = "Of the same third of the items at every step; elsewhere: of all.\n\n"
@@ -484,6 +484,14 @@ def test_a_report_of_a_log_with_and_without_samples_says_which_the_curves_use(tm
     assert "Percent right with three shots / without, means over 2 runs." in old
     assert re.search(r"\| max_integer_in_list +\| 90 +\| 20 +\| 85 ", old)  # before, target, target+english
     assert (tmp_path / "new/figure.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("study, arms", [
+    ("replay-dose", bench.DOSES), ("learning-rate", ["target-lr-0.1", "target", "target-lr-2", "target+english"]),
+    ("distance", ["near", "near+english", "far", "far+english"])])
+def test_every_kind_of_picture_is_drawn(tmp_path, study, arms):
+    bench.draw_figure(a_log(**dict.fromkeys(arms, {})), study, tmp_path / "figure.png", "What it says")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
 def damage(rows, n, **changes):
@@ -520,7 +528,7 @@ def test_a_damaged_log_is_refused_in_one_line_with_the_place(tmp_path, break_it,
 
 
 def test_an_unfinished_seed_is_said_and_not_averaged(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "draw_curves", lambda *_: None)
+    monkeypatch.setattr(bench, "draw_figure", lambda *_: None)
     rows = [row for row in some_rows(seeds=3) if (row["arm"], row["seed"], row["step"]) != ("target", 1, 100)]
     assert "means over 2 runs" in bench.report(write_study(tmp_path / "study", rows))
     assert "Not averaged: seed 1, which has not finished target." in (tmp_path / "study/report.md").read_text()

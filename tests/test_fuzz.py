@@ -113,7 +113,7 @@ def test_a_log_with_any_row_changed_is_refused_or_reported(study, tmp_path_facto
                 "remove": ""}.get(kind, json.dumps(row))
     (folder / "metrics.jsonl").write_text("\n".join(line for line in lines if line or kind != "remove"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench, "draw_curves", lambda *_: None)
+        patch.setattr(bench, "draw_figure", lambda *_: None)
         try:
             bench.report(folder)
         except ValueError as e:

@@ -57,8 +57,7 @@ def test_every_report_is_drawn_from_its_log_again_without_a_change(tmp_path):
         shutil.copytree(study.parent, tmp_path / study.parent.name)
         (tmp_path / study.parent.name / "report.md").unlink()
         with pytest.MonkeyPatch.context() as patch:
-            for draw in ("draw_curves", "draw_dose", "draw_frontier", "draw_ends"):
-                patch.setattr(bench, draw, lambda *_: None)
+            patch.setattr(bench, "draw_figure", lambda *_: None)
             bench.report(tmp_path / study.parent.name)
         for name in ("report.md", "summary.json"):
             assert (tmp_path / study.parent.name / name).read_text() == (study.parent / name).read_text()
