@@ -31,9 +31,9 @@ from data import (ADJECTIVES, CATEGORIES, COPAIN_TASKS, HELD_OUT_FORMAT, HELD_OU
                   noun_phrase, prose, read_json_lines, refuse, require, write_atomically)
 from model import load_checkpoint, load_gpt2, model_from_checkpoint
 
-# Percent right by copying a random element of the list: 3 elements, 4 in the two odd-one-out tasks
 # The two odd-one-out rules need no shots: four integers with one odd one among them say what is asked.
 SHOT_RULES = [task for task in COPAIN_TASKS if not task.endswith("_group")]
+# Percent right by copying a random element of the list: 3 elements, 4 in the two odd-one-out tasks
 COPAIN_CHANCE = 100 * float(np.mean([1 / 4 if task.endswith("_group") else 1 / 3 for task in COPAIN_TASKS]))
 
 
@@ -61,7 +61,8 @@ def list_item(task, shots, elements, answer):
 
 
 def copain_items(world, n_per_task=150, n_shots=3, seed=0, tasks=COPAIN_TASKS):
-    """Copain's seven tasks, every list from the reserve that training never draws from (data.is_reserved)."""
+    """Items of list rules, by default Copain's seven. Every list is from the reserve that training never
+    draws from (data.is_reserved)."""
     items = {}
     for task in tasks:
         rng, wanted = Random(f"copain/{task}/{seed}"), len(items) + n_per_task

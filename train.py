@@ -126,7 +126,6 @@ SCHEDULES = {  # of the learning rate; "" is that of Settings, which falls with 
     "paper":      dict(warmup=0.1, lr_until=1.0, lr_floor=0.033),
     "no-warm-up": dict(warmup=0.0),
 }
-RATES = (0.1, 0.2, 0.5, 2)
 BASES = {  # the settings that differ; "" is main's base, which has seen 0.7% of a language with 40% cognates
     "":         {},
     "seen-0.1": dict(base_curriculum="english=rest target=constant(0.001)"),
@@ -143,7 +142,7 @@ BASES = {  # the settings that differ; "" is main's base, which has seen 0.7% of
 for name in MAIN:
     for schedule in ("at-40", "paper"):
         ARMS[f"{name}-{schedule}"] = replace(ARMS[name], schedule=schedule)
-    for scale in RATES:
+    for scale in (0.1, 0.2, 0.5, 2):
         ARMS[f"{name}-lr-{scale}"] = replace(ARMS[name], lr_scale=scale)
     for base in ("small", "large"):
         ARMS[f"{base}-{name}"] = replace(ARMS[name], base=base)
@@ -152,9 +151,8 @@ for base in BASES:      # "seen-5" is target from that base, "seen-5+english" ta
     if base:
         ARMS[base] = Arm(TARGET, base=base)
         ARMS[f"{base}+english"] = Arm(REPLAY, base=base)
-        for scale in RATES:
-            ARMS[f"{base}-lr-{scale}"] = Arm(TARGET, base=base, lr_scale=scale)
-            ARMS[f"{base}+english-lr-{scale}"] = Arm(REPLAY, base=base, lr_scale=scale)
+        ARMS[f"{base}-lr-0.1"] = Arm(TARGET, base=base, lr_scale=0.1)
+        ARMS[f"{base}+english-lr-0.1"] = Arm(REPLAY, base=base, lr_scale=0.1)
 
 
 @dataclass(frozen=True)
@@ -170,6 +168,18 @@ def with_english(bases, end=""):
     return [f"{base}{english}{end}" for base in bases for english in ("", "+english")]
 
 
+def english_pairs(bases, end=""):
+    """with_english() as pairs to compare."""
+    return tuple((f"{base}+english{end}", f"{base}{end}") for base in bases)
+
+
+def target_pairs(names, ends):
+    """Arms of a variant, such as "-at-40", each to compare with `target` of the same variant."""
+    return tuple((name + end, f"target{end}") for end in ends for name in names)
+
+
+SCHEDULE_ENDS = ("", "-at-40", "-paper")
+RATE_ENDS = ("-lr-0.1", "-lr-0.2", "-lr-0.5", "", "-lr-2")
 LANGUAGES = "seen-0.1 seen-0.3 target seen-5 seen-20".split()  # the weakest first
 DISTANCES = "near target far none".split()
 STUDIES = {
@@ -177,13 +187,10 @@ STUDIES = {
         "Does English in the mixture matter, and do a curriculum or an EMA stand in for it?", list(MAIN)),
     "schedule": Study(
         "When does a short English curriculum work: must the rate have fallen when English ends?",
-        [name + end for end in ("", "-at-40", "-paper") for name in MAIN],
-        tuple((name + end, f"target{end}") for end in ("", "-at-40", "-paper") for name in MAIN[1:])),
+        [name + end for end in SCHEDULE_ENDS for name in MAIN], target_pairs(MAIN[1:], SCHEDULE_ENDS)),
     "learning-rate": Study(
         "How much of it does the learning rate decide?",
-        [name + end for name in MAIN[:3] for end in ("-lr-0.1", "-lr-0.2", "-lr-0.5", "", "-lr-2")],
-        tuple((f"{name}{end}", f"target{end}") for end in ("-lr-0.1", "-lr-0.2", "-lr-0.5", "", "-lr-2")
-              for name in MAIN[1:3])),
+        [name + end for name in MAIN[:3] for end in RATE_ENDS], target_pairs(MAIN[1:3], RATE_ENDS)),
     "optimizer": Study(
         "How much of the early loss is Adam's start at a high rate, and how much the new language?",
         "target target+english english-only no-warm-up filled-moments filled+english adamw "
@@ -192,8 +199,8 @@ STUDIES = {
          ("filled+english", "filled-moments"), ("english-only", "target"), ("adamw+english", "adamw"))),
     "replay-content": Study(
         "Is it English, or the few-shot-like documents in it?",
-        ("target target+english english-prose english-repeats english-patterns other-rules third-language "
-                "third-patterns english-only").split()),
+        "target target+english english-prose english-repeats english-patterns other-rules third-language "
+        "third-patterns english-only".split()),
     "replay-dose": Study(
         "How much English is enough?", "target english-1 english-5 target+english english-50".split()),
     "placement": Study(
@@ -201,23 +208,22 @@ STUDIES = {
         "target target+english curriculum middle last spread first-5 first-20 first-40".split()),
     "averaging": Study(
         "Does an EMA of the weights do anything that a smaller learning rate does not?",
-        ("target target+english ema low-lr ema-0.8 target-lr-0.2 ema-every-10 ema-every-50 shadow-ema "
-                "flipped-ema target-lr-0.5").split(),
+        "target target+english ema low-lr ema-0.8 target-lr-0.2 ema-every-10 ema-every-50 shadow-ema "
+        "flipped-ema target-lr-0.5".split(),
         (("ema", "low-lr"), ("ema-0.8", "target-lr-0.2"), ("ema-every-10", "low-lr"),
          ("ema-every-50", "low-lr"), ("ema", "target"), ("ema-every-10", "target"),
          ("ema-every-50", "target"), ("shadow-ema", "target"), ("flipped-ema", "target"))),
     "constraints": Study(
         "Do weights that may not move far keep the ability, and what does it cost?",
-        ("target target+english lora-1 lora-4 lora-16 lora-64 lora-16+wte l2-1 l2-10 frozen-attention "
-                "frozen-blocks").split()),
+        "target target+english lora-1 lora-4 lora-16 lora-64 lora-16+wte l2-1 l2-10 frozen-attention "
+        "frozen-blocks".split()),
     "languages": Study(
         "Does English matter more, the less of the language the base has seen?",
         with_english(LANGUAGES) + with_english(LANGUAGES, "-lr-0.1"),
-        tuple((f"{base}+english{end}", f"{base}{end}") for end in ("", "-lr-0.1") for base in LANGUAGES)),
+        english_pairs(LANGUAGES) + english_pairs(LANGUAGES, "-lr-0.1")),
     "distance": Study(
         "Does English matter more, the further the language is from English?",
-        with_english(DISTANCES),
-        tuple((f"{base}+english", base) for base in DISTANCES)),
+        with_english(DISTANCES), english_pairs(DISTANCES)),
     "scale": Study(
         "Do the findings hold for smaller and larger models?",
         [size + name for size in ("small-", "", "large-") for name in MAIN],

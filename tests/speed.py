@@ -67,7 +67,7 @@ def small_benchmark(n, n_cloze):
     return bench.Benchmark(World(), Tokenizer(train_bpe(texts, 800)), n, n, n_cloze, block_size=64)
 
 
-def step_times(shape, rows, dtype, device, compile="", steps=20, name="ema"):
+def step_times(shape, rows, dtype, device, compile="", steps=20, name="ema", shares=False):
     """{phase: median ms} of the steps of the arm `name` (or of a `base`) on random tokens, each phase waited for; "step":
     ms of whole steps in a row; "evaluation": ms of one; "MB": peak memory."""
     s = train.Settings(name="speed", device=device, dtype=dtype, **{k: v for k, v in shape.items() if k != "vocab_size"})
@@ -113,16 +113,18 @@ def step_times(shape, rows, dtype, device, compile="", steps=20, name="ema"):
     for step in range(steps):
         one_step(step, lambda phase: None)
     mark("all steps")
-    with torch.profiler.profile() as profile:
-        mark("start")
-        for step in range(steps):
-            one_step(step, lambda phase: None)
-        mark("profiled steps")
-    shares = dict.fromkeys(["matrix products", "other operations"], 0.0)
-    for event in profile.key_averages():
-        kind = "matrix products" if event.key in PRODUCTS else "other operations"
-        shares[kind] += event.self_cpu_time_total / 1e3 / times["profiled steps"][0]
-    shares["Python and waiting"] = 1 - sum(shares.values())
+    found = {}  # with `shares`: the share of a step that each kind of work takes
+    if shares:
+        found = dict.fromkeys(["matrix products", "other operations"], 0.0)
+        with torch.profiler.profile() as profiler:
+            mark("start")
+            for step in range(steps):
+                one_step(step, lambda phase: None)
+            mark("profiled steps")
+        for event in profiler.key_averages():
+            kind = "matrix products" if event.key in PRODUCTS else "other operations"
+            found[kind] += event.self_cpu_time_total / 1e3 / times["profiled steps"][0]
+        found["Python and waiting"] = 1 - sum(found.values())
     benchmark, before = small_benchmark(15, 15), {n: p.detach().clone() for n, p in model.named_parameters()}
     for _ in range(2):
         mark("start")
@@ -131,7 +133,15 @@ def step_times(shape, rows, dtype, device, compile="", steps=20, name="ema"):
         mark("evaluation")
     medians = {phase: float(np.median(times[phase][3:])) for phase in PHASES}
     return medians | {"evaluation": times["evaluation"][1], "step": times["all steps"][0] / steps,
-                      "MB": peak_memory(device), "shares": shares}
+                      "MB": peak_memory(device), "shares": found}
+
+
+def step_flop(shape, rows):
+    """FLOP of a step: 6 for every weight and token, and 12 n_layer n_embd block_size for every token in attention."""
+    config = GPTConfig(**shape)
+    with torch.device("meta"):
+        n = GPT(config).num_params() - config.block_size * config.n_embd
+    return rows * config.block_size * (6 * n + 12 * config.n_layer * config.n_embd * config.block_size)
 
 
 def best_product(dtype, device):
@@ -200,10 +210,7 @@ def speed(device, nanogpt, compile, toy_only, big_only, dtypes):
         for title, shape, B, name in cases:
             config, steps = GPTConfig(**shape), 30 if device == "cuda" or shape is TOY else 3
             ms = alone(step_times, shape, B, dtype, device, compile, steps, name)
-            with torch.device("meta"):
-                n = GPT(config).num_params() - config.block_size * config.n_embd
-            tokens = B * config.block_size
-            flop = tokens * (6 * n + 12 * config.n_layer * config.n_embd * config.block_size)
+            tokens, flop = B * config.block_size, step_flop(shape, B)
             rows.append([title, dtype, f"{B} x {config.block_size}", f"{1000 * tokens / ms['step']:,.0f}",
                          f"{ms['step']:.1f}", *(f"{ms[phase]:.2f}" for phase in PHASES), f"{ms['evaluation']:.0f}",
                          f"{ms['MB']:,.0f}", f"{flop / ms['step'] / 1e6:,.1f}", f"{1000 * flop / ms['step'] / ceiling:.0%}"])
@@ -282,10 +289,9 @@ def growth(device):
 def profile(device, dtype):
     """Prints where the time of a step of the laptop study goes: a base's, with Muon, and an arm's, with EMA."""
     rows, ceiling = [], alone(best_product, dtype, device)
-    n = 12 * TOY["n_layer"] * TOY["n_embd"] ** 2 + TOY["vocab_size"] * TOY["n_embd"]
     for name, batch in (("base", 32), ("ema", 16)):
-        ms = alone(step_times, TOY, batch, dtype, device, "", 50, name)
-        flops = (6 * n + 12 * TOY["n_layer"] * TOY["n_embd"] * 64) * batch * 64 / ms["step"] * 1e3
+        ms = alone(step_times, TOY, batch, dtype, device, "", 50, name, True)
+        flops = 1000 * step_flop(TOY, batch) / ms["step"]
         rows.append([name, f"{batch} x 64", f"{ms['step']:.1f}", *(f"{ms[phase]:.1f}" for phase in PHASES),
                      *(f"{share:.0%}" for share in ms["shares"].values()), f"{flops / ceiling:.0%}"])
     print(f"{train.processor(train.Settings(device=device))}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
