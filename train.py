@@ -480,8 +480,11 @@ def make_job(s, i, name, base=""):
 
 
 def gate(base):
-    """Why a finished base is left out: it has not learned what the arms could lose. '' if it has."""
+    """Why a finished base is left out: it has not learned what the arms could lose. '' if it has, or if the
+    job is an arm that another one goes on from."""
     s, row = base.settings, base.so_far()["rows"][-1]
+    if base.name != "base":
+        return ""
     floors = {"gain": s.gate_gain, "label_english": s.gate_label, "cloze_english": s.gate_cloze}
     for key, floor in floors.items():
         if row.get(key, 100) < floor:
