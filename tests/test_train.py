@@ -156,11 +156,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert train.train(job)[-1]["step"] == job.steps
 
 
-def test_a_base_below_its_gate_is_named_with_the_number(monkeypatch):
+def test_a_base_below_its_gate_is_named_with_the_number_and_an_arm_has_no_gate(monkeypatch):
     base = train.make_job(train.Settings(name="x"), 0, "base")
     row = {"gain": 21.2, "label_english": 99.0, "cloze_english": 99.0}
     monkeypatch.setattr(train.Job, "so_far", lambda self: {"rows": [row]})
     assert re.search("21.2 on gain.*25", train.gate(base))
+    arm = train.make_job(train.Settings(name="x"), 0, "target")
+    assert train.gate(arm) == ""  # another arm may go on from one that has lost the ability
     row["gain"] = 25.0
     assert train.gate(base) == ""
 
