@@ -781,18 +781,19 @@ def ends_table(log, arms, headings, most=99):
 
 
 def pairs_table(log, pairs):
-    """Paired differences between arms at their end; against `target`, the share of what English gains."""
+    """Paired differences between arms at their end. Against `target`, or a variant such as target-at-40, also
+    the share of what English gains there."""
     points, rows = [point for point in POINTS if log.has(point[0])], []
     heading = ["arms", *(title for _, title, _ in points), "target ppl, ratio", "L2 shift, ratio",
                *(title for _, _, title in points if title)]
     for a, b in pairs:
         if a not in log.arms or b not in log.arms:
             continue
-        row, shares = [f"{a} against {b}"], []
+        row, shares, english = [f"{a} against {b}"], [], b.replace("target", "target+english")
         for key, _, title in points:
             gain, share = difference(log, key, a, b), ""
-            if b == "target" and "target+english" in log.arms and difference(log, key).is_gap():
-                share = f"{gain.mean / difference(log, key).mean:.0%}"
+            if english != b and english in log.arms and difference(log, key, english, b).is_gap():
+                share = f"{gain.mean / difference(log, key, english, b).mean:.0%}"
             row.append(gain.text())
             if title:
                 shares.append(share)
@@ -873,11 +874,10 @@ def report_text(log, info, claims, heading, spread):
                  "target+english, t the arm target. With several runs a comparison must hold for the whole "
                  "95% interval, paired by run.",
                  markdown(["id", "claim", "criterion", "verdict", "measured"], rows)]
-    if info["study"] == "learning-rate":
-        best, chosen = at_best_rates(log)
-        rows = [[v["id"], v["claim"], f"**{v['verdict']}**", v["number"]] for v in verdicts(best)]
-        text += ["## Verdicts at the best rates", "Each arm at the rate where its target perplexity is "
-                 f"lowest: {', '.join(chosen.values())}.",
+    for title, chosen in variants(log, info["study"]).items():
+        found = verdicts(renamed(log, chosen))
+        rows = [[v["id"], v["claim"], f"**{v['verdict']}**", v["number"]] for v in found]
+        text += [f"## {title}", f"The claims of `main`, judged on {', '.join(chosen.values())}.",
                  markdown(["id", "claim", "verdict", "measured"], rows)]
     text += ["## Arm against arm", "Differences and ratios at the end, paired by run; the gap is what "
              "target+english gains over target.", pairs_table(log, info["pairs"]),
@@ -941,16 +941,28 @@ def report(folder):
                         f"report: {folder / 'report.md'}\nfigure: {folder / 'figure.png'}"])
 
 
-def at_best_rates(log):
-    """The arms of the study learning-rate, each at the rate where its target perplexity is lowest: a Log with
-    their plain names, and {plain name: name of the arm at its best rate}."""
-    rows, chosen = [], {}
-    for name in ("target", "target+english", "curriculum"):
-        rates = [arm for arm in log.arms if arm == name or arm.startswith(f"{name}-lr-")]
-        if rates:
-            chosen[name] = min(rates, key=lambda arm: log.estimate(arm, "ppl_target").mean)
-            rows += [row | {"arm": name} for row in log.rows.values() if row["arm"] == chosen[name]]
-    return Log(rows, log.chance["label_target"], log.last), chosen
+def variants(log, study):
+    """{heading: {name of an arm of main: arm in its place}}: where a study judges main's claims again."""
+    if study == "schedule":
+        found = {}
+        for end in ("", "-at-40", "-paper"):
+            arms = {arm: arm + end for arm in ARM_STYLE if arm + end in log.arms}
+            found[f"Verdicts with the schedule of target{end}"] = arms
+        return found
+    if study == "learning-rate":
+        best = {}
+        for name in ("target", "target+english", "curriculum"):
+            rates = [arm for arm in log.arms if arm == name or arm.startswith(f"{name}-lr-")]
+            if rates:
+                best[name] = min(rates, key=lambda arm: log.estimate(arm, "ppl_target").mean)
+        return {"Verdicts where each arm has the rate of its lowest target perplexity": best}
+    return {}
+
+
+def renamed(log, arms):
+    """A Log of some arms under other names. arms: {new name: name in the log}."""
+    rows = [row | {"arm": new} for new, arm in arms.items() for row in log.rows.values() if row["arm"] == arm]
+    return Log(rows, log.chance["label_target"], log.last)
 
 
 def findings(results):
@@ -1043,6 +1055,8 @@ def draw_lines(log, path, heading, keys, lines, read, label, ticks=()):
         ax.set(xlabel=label, yscale="log" if "ppl" in key else "linear")
         ax.set_title(PANELS[key], loc="left", fontsize=10)
         log_ticks(ax.yaxis)
+        if not ticks:
+            log_ticks(ax.xaxis)
     fig.legend(handles.values(), handles, loc="outside lower center", ncols=5, fontsize=9)
     write_atomically(path, lambda p: fig.savefig(p, format="png"))
 

@@ -432,9 +432,23 @@ def test_a_curve_is_of_the_sample_where_a_log_has_one_and_c2_compares_sample_wit
 def test_verdicts_at_the_best_rates_take_each_arm_where_its_perplexity_is_lowest():
     slow = dict(ppl_target=4.0)
     log = a_log(**{"target": COLLAPSED, "target-lr-0.5": slow, "target+english": {}, "target+english-lr-0.5": {"ppl_target": 5.0}})
-    best, chosen = bench.at_best_rates(log)
+    (chosen,) = bench.variants(log, "learning-rate").values()
     assert chosen == {"target": "target-lr-0.5", "target+english": "target+english"}
+    best = bench.renamed(log, chosen)
     assert judged(log)["C2"] == "reproduced" and judged(best)["C2"] == "not reproduced"  # the slower arm loses nothing
+
+
+def test_the_study_schedule_judges_the_claims_of_main_with_each_schedule():
+    log = a_log(**{"target": COLLAPSED, "target+english": {}, "target-paper": {}, "target+english-paper": {}})
+    verdicts = [judged(bench.renamed(log, arms))["C2"] for arms in bench.variants(log, "schedule").values()]
+    assert verdicts == ["reproduced", "inconclusive", "not reproduced"]  # at -at-40 there is no arm
+
+
+def test_a_share_of_a_gap_is_of_what_english_gains_in_the_same_variant():
+    low, high = dict(copain=20.0), dict(copain=80.0)
+    log = a_log(**{"target-paper": low, "target+english-paper": high, "ema-paper": dict(copain=50.0), "target": low})
+    rows = bench.pairs_table(log, [("ema-paper", "target-paper"), ("ema-paper", "target")]).splitlines()[2:]
+    assert "| 50% " in rows[0] and "%" not in rows[1]  # there is no target+english beside target
 
 
 @pytest.mark.parametrize("verdicts, words", [
