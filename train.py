@@ -157,10 +157,25 @@ for base in BASES:      # "seen-5" is target from that base, "seen-5+english" ta
 
 @dataclass(frozen=True)
 class Study:
-    """A question, the arms that answer it, and the pairs to compare; by default every arm with the first."""
+    """A question, the arms that answer it, and the pairs of arms to compare: by default default_pairs()."""
     question: str
     arms: list
     pairs: tuple = ()
+
+
+def default_pairs(arms):
+    """Every arm with the one that sees the target language alone, without EMA, and is the same in all else;
+    arms that have no such partner, with the first."""
+    partner = {}
+    for name in arms:
+        plain = replace(ARMS[name], curriculum=TARGET, ema_alpha=0.0)
+        for other in arms:
+            if other != name and ARMS[other] == plain:
+                partner[name] = other
+    for name in arms[1:]:
+        if name not in partner.values():
+            partner.setdefault(name, arms[0])
+    return [(name, partner[name]) for name in arms if name in partner]
 
 
 def with_english(bases, end=""):
@@ -168,29 +183,16 @@ def with_english(bases, end=""):
     return [f"{base}{english}{end}" for base in bases for english in ("", "+english")]
 
 
-def english_pairs(bases, end=""):
-    """with_english() as pairs to compare."""
-    return tuple((f"{base}+english{end}", f"{base}{end}") for base in bases)
-
-
-def target_pairs(names, ends):
-    """Arms of a variant, such as "-at-40", each to compare with `target` of the same variant."""
-    return tuple((name + end, f"target{end}") for end in ends for name in names)
-
-
-SCHEDULE_ENDS = ("", "-at-40", "-paper")
-RATE_ENDS = ("-lr-0.1", "-lr-0.2", "-lr-0.5", "", "-lr-2")
 LANGUAGES = "seen-0.1 seen-0.3 target seen-5 seen-20".split()  # the weakest first
-DISTANCES = "near target far none".split()
 STUDIES = {
     "main": Study(
         "Does English in the mixture matter, and do a curriculum or an EMA stand in for it?", list(MAIN)),
     "schedule": Study(
         "When does a short English curriculum work: must the rate have fallen when English ends?",
-        [name + end for end in SCHEDULE_ENDS for name in MAIN], target_pairs(MAIN[1:], SCHEDULE_ENDS)),
+        [name + end for end in ("", "-at-40", "-paper") for name in MAIN]),
     "learning-rate": Study(
         "How much of it does the learning rate decide?",
-        [name + end for name in MAIN[:3] for end in RATE_ENDS], target_pairs(MAIN[1:3], RATE_ENDS)),
+        [name + end for name in MAIN[:3] for end in ("-lr-0.1", "-lr-0.2", "-lr-0.5", "", "-lr-2")]),
     "optimizer": Study(
         "How much of the early loss is Adam's start at a high rate, and how much the new language?",
         "target target+english english-only no-warm-up filled-moments filled+english adamw "
@@ -219,15 +221,13 @@ STUDIES = {
         "frozen-blocks".split()),
     "languages": Study(
         "Does English matter more, the less of the language the base has seen?",
-        with_english(LANGUAGES) + with_english(LANGUAGES, "-lr-0.1"),
-        english_pairs(LANGUAGES) + english_pairs(LANGUAGES, "-lr-0.1")),
+        with_english(LANGUAGES) + with_english(LANGUAGES, "-lr-0.1")),
     "distance": Study(
         "Does English matter more, the further the language is from English?",
-        with_english(DISTANCES), english_pairs(DISTANCES)),
+        with_english("near target far none".split())),
     "scale": Study(
         "Do the findings hold for smaller and larger models?",
-        [size + name for size in ("small-", "", "large-") for name in MAIN],
-        tuple((size + name, f"{size}target") for size in ("small-", "", "large-") for name in MAIN[1:])),
+        [size + name for size in ("small-", "", "large-") for name in MAIN]),
     "relearn": Study(
         "After fifty steps of English alone: was in-context learning suppressed or erased?",
         [f"{arm}-then-english" for arm in MAIN]),
@@ -1065,9 +1065,9 @@ def write_study(s, record, left_out):
             rows += make_job(s, i, name).so_far()["rows"]
     folder.mkdir(exist_ok=True)
     write_lines(folder / "metrics.jsonl", rows)
-    pairs = study.pairs or [(name, names[0]) for name in names[1:]]
-    info = {"study": s.study, "question": study.question, "pairs": pairs, "left_out": left_out,
-            "arms": {name: asdict(ARMS[name]) for name in names}, **record, "settings": asdict(s)}
+    info = {"study": s.study, "question": study.question, "pairs": study.pairs or default_pairs(names),
+            "left_out": left_out, "arms": {name: asdict(ARMS[name]) for name in names}, **record,
+            "settings": asdict(s)}
     if s.task:  # percent right by guessing
         items = bench.read_choices(s.task, s.shots)
         info["label_chance"] = 100 * float(np.mean([1 / len(item.choices) for item in items]))

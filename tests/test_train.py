@@ -247,9 +247,16 @@ def test_a_report_of_nothing_says_so(tmp_path, call):
 
 
 # ----------------------------------------------------------------------------------------------------------- studies
+def test_an_arm_is_compared_with_the_one_that_lacks_its_english_or_its_ema_alone():
+    arms = ["target", "target+english", "lora-1", "target-at-40", "curriculum-at-40", "ema-at-40"]
+    assert train.default_pairs(arms) == [("target+english", "target"), ("lora-1", "target"),
+                                         ("curriculum-at-40", "target-at-40"), ("ema-at-40", "target-at-40")]
+
+
 def test_every_study_names_arms_and_bases_that_exist_and_pairs_of_its_own_arms():
     for study in train.STUDIES.values():
-        assert all(a in study.arms and b in study.arms for a, b in study.pairs)
+        pairs = study.pairs or train.default_pairs(study.arms)
+        assert pairs and all(a in study.arms and b in study.arms for a, b in pairs)
         for name in study.arms:
             assert train.ARMS[name].base in train.BASES and train.ARMS[name].start in {"", *train.ARMS}
     claims = {(claim.study, arm) for claim in bench.CLAIMS for arm in claim.arms}
