@@ -631,8 +631,8 @@ def judge_c7(log):
     for arm in RANKS:
         ppl, shift = ratio(log, "ppl_target", arm, "target"), ratio(log, "shift_l2", arm, "target")
         conditions.append(ppl.low > 1 and ppl.mean >= PPL_MARGIN and shift.high < 1)
-        texts.append(f"{arm} perplexity {ppl.text(2)}, L2 shift {shift.text(2)}")
-    return grade(conditions, conditions), "over target: " + "; ".join(texts)
+        texts.append(f"{arm} {ppl.text(2)} and {shift.text(2)}")
+    return grade(conditions, conditions), "perplexity and L2 shift over target's: " + "; ".join(texts)
 
 
 def judge_c8(log):
