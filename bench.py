@@ -816,7 +816,9 @@ def provenance(log, info):
 
 
 def headline(claims):
-    """What the verdicts on the study `main` say, in a line; '' if they do not say it."""
+    """What a study's verdicts say, in a line; '' if there are none, or if those on `main` do not say it."""
+    if len(claims) == 1:
+        return f"{claims[0]['claim']}: {claims[0]['verdict']}"
     holds = [v["id"] for v in claims if v["verdict"] == "reproduced"]
     if "C2" not in holds:
         return ""

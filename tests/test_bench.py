@@ -457,6 +457,7 @@ def test_a_share_of_a_gap_is_of_what_english_gains_in_the_same_variant():
 def test_the_title_of_a_figure_says_no_more_than_the_verdicts(verdicts, words):
     claims = [dict(id=c, verdict="reproduced" if c in verdicts else "partly") for c in ("C1", "C2", "C3", "C4", "C5", "C6")]
     assert bench.headline(claims) == words
+    assert bench.headline([dict(claim="LoRA hinders learning", verdict="partly")]) == "LoRA hinders learning: partly"
 
 
 # ------------------------------------------------------------------------------------------------ reports of a log
