@@ -1091,7 +1091,10 @@ def finish(s, jobs, record):
         folder = write_study(s, record, left_out)
         try:
             print(bench.report(folder))
-            more = f"--study {s.study} --seeds 5" if s.seeds == 1 else "--study schedule"
+            names = [*STUDIES, "main"]
+            more = f"--study {s.study} --seeds 5"
+            if s.seeds > 1:
+                more = f"--study {names[names.index(s.study) + 1]}"
             print(f"try next: python train.py --preset {s.preset} {more}")
         except ValueError as e:
             if not failed and not left_out:

@@ -180,7 +180,8 @@ def test_the_study_runs_end_to_end_and_leaves_its_files(study):
     assert [c["id"] for c in claims] == ["C1", "C2", "C3", "C4", "C5", "C6"]
     assert {c["verdict"] for c in claims} <= {"reproduced", "partly", "not reproduced", "inconclusive"}
     assert "mean nothing" in out and "mean nothing" in (folder / "main/report.md").read_text()
-    assert all(c["id"] in out for c in claims) and "report.md" in out and "try next: python train.py" in out
+    assert all(c["id"] in out for c in claims) and "report.md" in out
+    assert "try next: python train.py --preset smoke --study schedule" in out
 
 
 def test_rerunning_a_finished_study_trains_nothing_and_the_report_is_a_pure_function_of_the_log(study, call):
