@@ -1,8 +1,5 @@
 """What happens to files and processes when something goes wrong. tests/soak.py does the same at random and at length."""
-import contextlib
 import dataclasses
-import importlib
-import io
 import json
 import os
 import resource
@@ -161,14 +158,11 @@ def killed(study, tmp_path_factory):
         "    train.prepare = prepare\n"
         "    real(*args)\n"
         "real = train.work\n")
-    err = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(err):
-        patch.chdir(path)
-        patch.syspath_prepend(path)
-        patch.setattr(train, "work", importlib.import_module("failing").work)  # the child processes import it, too
-        with pytest.raises(SystemExit) as end:
-            train.main([*SMOKE, "--seeds", "2"])
-    return path, end.value.code, err.getvalue()
+    command = ("import sys, train\nfrom failing import work\ntrain.work = work\ntrain.main(sys.argv[1:])\n")
+    environment = os.environ | {"PYTHONPATH": f"{path}:{os.environ['PYTHONPATH']}"}
+    end = subprocess.run([sys.executable, "-c", command, *SMOKE, "--seeds", "2"], cwd=path, env=environment, text=True,
+                         capture_output=True)
+    return path, end.returncode, end.stderr
 
 
 def test_a_killed_or_crashed_arm_is_named_with_its_log_and_the_rest_is_reported(killed):
