@@ -792,8 +792,10 @@ def pairs_table(log, pairs):
         row, shares, english = [f"{a} against {b}"], [], b.replace("target", "target+english")
         for key, _, title in points:
             gain, share = difference(log, key, a, b), ""
-            if english != b and english in log.arms and difference(log, key, english, b).is_gap():
-                share = f"{gain.mean / difference(log, key, english, b).mean:.0%}"
+            if english != b and english in log.arms:
+                gap = difference(log, key, english, b)
+                if gap.is_gap():
+                    share = f"{gain.mean / gap.mean:.0%}"
             row.append(gain.text())
             if title:
                 shares.append(share)
@@ -953,7 +955,7 @@ def variants(log, study):
         return found
     if study == "learning-rate":
         best = {}
-        for name in ("target", "target+english", "curriculum"):
+        for name in ARM_STYLE:
             rates = [arm for arm in log.arms if arm == name or arm.startswith(f"{name}-lr-")]
             if rates:
                 best[name] = min(rates, key=lambda arm: log.estimate(arm, "ppl_target").mean)

@@ -479,12 +479,12 @@ def make_job(s, i, name, base=""):
                round(shape["lr_until"] * steps), shape["lr_floor"], round(arm.hold * steps), needs, start)
 
 
-def gate(base):
+def gate(job):
     """Why a finished base is left out: it has not learned what the arms could lose. '' if it has, or if the
     job is an arm that another one goes on from."""
-    s, row = base.settings, base.so_far()["rows"][-1]
-    if base.name != "base":
+    if job.name != "base":
         return ""
+    s, row = job.settings, job.so_far()["rows"][-1]
     floors = {"gain": s.gate_gain, "label_english": s.gate_label, "cloze_english": s.gate_cloze}
     for key, floor in floors.items():
         if row.get(key, 100) < floor:
@@ -1091,9 +1091,10 @@ def finish(s, jobs, record):
         folder = write_study(s, record, left_out)
         try:
             print(bench.report(folder))
-            names = [*STUDIES, "main"]
-            more = f"--study {s.study} --seeds 5"
-            if s.seeds > 1:
+            if s.seeds == 1:
+                more = f"--study {s.study} --seeds 5"
+            else:  # the next study; after the last one, the first
+                names = [*STUDIES, *STUDIES]
                 more = f"--study {names[names.index(s.study) + 1]}"
             print(f"try next: python train.py --preset {s.preset} {more}")
         except ValueError as e:
