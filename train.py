@@ -35,6 +35,7 @@ import time
 import traceback
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np
@@ -962,9 +963,9 @@ def show_progress(jobs, progress, processes):
     with tqdm(total=total, initial=before, desc=f"study {jobs[0].settings.study}", dynamic_ncols=True,
               smoothing=0.05, mininterval=0.2 if sys.stderr.isatty() else 30,
               bar_format="{desc} {percentage:3.0f}% |{bar:20}| {elapsed}, left {remaining}{postfix}") as bar:
-        at_work = True
+        at_work = processes
         while at_work:
-            at_work, done, texts = any(process.is_alive() for process in processes), 0, []
+            at_work, done, texts = [process for process in processes if process.is_alive()], 0, []
             for i, job in enumerate(jobs):
                 step, loss = int(progress[2 * i]), progress[2 * i + 1]
                 done += step * job.batch_size
@@ -972,7 +973,7 @@ def show_progress(jobs, progress, processes):
                     texts.append(f"{job.title} {step}/{job.steps} loss {loss:.2f}")
             bar.set_postfix_str("; ".join(texts), refresh=False)
             bar.update(done - bar.n)
-            time.sleep(0.2)
+            wait([process.sentinel for process in at_work], timeout=0.2)  # or until one of them ends
 
 
 def train_with_ranks(jobs):

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import io
 import json
-import multiprocessing
+import multiprocessing.forkserver
 import os
 import runpy
 import shutil
@@ -32,6 +32,10 @@ train.mp = SimpleNamespace(get_context=lambda method: CONTEXT, parent_process=mu
 
 SMOKE = ("--preset", "smoke", "--device", "cpu", "--dtype", "float32", "--documents", "300", "--base_steps", "6",
          "--steps", "12", "--copain_items", "3", "--label_items", "6", "--cloze_items", "6", "--processes", "2")
+
+
+def pytest_sessionstart(session):
+    multiprocessing.forkserver.ensure_running()  # it imports while the first tests run
 
 
 @pytest.fixture(scope="session")
@@ -129,7 +133,7 @@ def call(monkeypatch, capsys):
         monkeypatch.setattr(bench, "draw_figure", lambda *_: None)  # two seconds; the fixture `study` draws one
         code = 0
         try:
-            train.main() if script == "train.py" else runpy.run_path(str(ROOT / script), run_name="__main__")
+            train.main() if script == "train.py" else runpy.run_module(script.removesuffix(".py"), run_name="__main__")
         except SystemExit as e:
             code = e.code or 0
         return code, *capsys.readouterr()

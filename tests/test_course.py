@@ -17,7 +17,7 @@ def test_every_command_and_snippet_of_the_course_runs_in_its_order(tmp_path, cal
         for line in block.splitlines():
             program, script, *flags = shlex.split(line, comments=True)
             if script == "train.py":
-                flags += [*SMOKE, "--name", "laptop", "--steps", "2", "--base_steps", "2"]
+                flags += [*SMOKE, "--name", "laptop", "--steps", "1", "--base_steps", "1"]
             code, out, err = call(tmp_path, script, *flags)
             assert program == "python" and code == 0, f"{line}\n{err}"
 
