@@ -34,7 +34,8 @@ SMOKE = ("--preset", "smoke", "--device", "cpu", "--dtype", "float32", "--docume
          "--steps", "12", "--copain_items", "3", "--label_items", "6", "--cloze_items", "6", "--processes", "2")
 
 
-def pytest_sessionstart(session):
+@pytest.fixture(scope="session", autouse=True)
+def fork_server():
     multiprocessing.forkserver.ensure_running()  # it imports while the first tests run
 
 
