@@ -532,8 +532,8 @@ class Log:
 
 
 # --------------------------------------------------------------------------------------------------- verdicts
-# Written down before the reported runs. "Above" and "below" hold for the whole 95% interval, paired by
-# seed; where there is one seed only, for the mean. te is the arm target+english, t is the arm target.
+# Written down before the reported runs. "Above", "below" and "within" hold for the whole 95% interval, paired
+# by seed; sizes, as of a gap, are those of the mean. te is the arm target+english, t is the arm target.
 PPL_MARGIN = 1.05    # C1, C5, C6: two perplexities within 5% count as equal
 GAP = 10.0           # C2, C3: percentage points that count as a gap
 LABEL_RATIO = 1.2    # C3: label perplexity without English over that with
@@ -560,11 +560,12 @@ def ratio(log, key, a="target", b="target+english"):
 
 def judge_c1(log):
     ppl, verdict = ratio(log, "ppl_target"), "inconclusive"
+    learned = Estimate.geometric(log("target", "ppl_target", 0) / log("target", "ppl_target"))
     if 1 / PPL_MARGIN < ppl.low and ppl.high < PPL_MARGIN:
         verdict = "reproduced"
     elif ppl.low > PPL_MARGIN or ppl.high < 1 / PPL_MARGIN:
         verdict = "not reproduced"
-    return verdict, f"perplexity without / with English {ppl.text(3)}"
+    return verdict, f"perplexity without / with English {ppl.text(3)}; base / without {learned.text(2)}"
 
 
 def judge_c2(log):
@@ -875,8 +876,8 @@ def report_text(log, info, claims, heading, spread):
     if claims:
         rows = [[v["id"], v["claim"], v["criterion"], f"**{v['verdict']}**", v["number"]] for v in claims]
         text += ["## Verdicts", "Criteria were fixed before the run (bench.py, CLAIMS); te is the arm "
-                 "target+english, t the arm target. With several runs a comparison must hold for the whole "
-                 "95% interval, paired by run.",
+                 "target+english, t the arm target. With several runs, above, below and within hold for the "
+                 "whole 95% interval, paired by run; a size, such as 10 points, is that of the mean.",
                  markdown(["id", "claim", "criterion", "verdict", "measured"], rows)]
     for title, chosen in variants(log, info["study"]).items():
         found = verdicts(renamed(log, chosen))
