@@ -707,27 +707,26 @@ def read_study(folder):
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         info = json.loads((folder / "settings.json").read_text())
         order, last = list(info["arms"]), max(arm["steps"] for arm in info["arms"].values())
-        last, keys, found = last or info["settings"]["steps"], {}, set()
+        last, keys = last or info["settings"]["steps"], {}
         kinds = {row.get("settings") for row in rows}
         require(len(kinds) < 2, f"rows of {len(kinds)} different settings, which must not be averaged")
         for n, row in enumerate(rows, 1):
             row.pop("curve_copain_tasks", None)
             row |= row.pop("copain_tasks", {})
-            name, is_end = (row["arm"], row["seed"], row["step"]), row["step"] in (0, last)
             for key, x in row.items():
                 if key not in ("arm", "settings") and not (key.startswith("train_loss") and row["step"] == 0):
                     least = 1 if "ppl" in key else -100 if key.endswith("gain") else 0
                     good = type(x) in (int, float) and least <= x < math.inf
                     require(good, f"row {n}: {key} is {x!r}")
-            require(name not in found, f"row {n}: {name} occurs twice")
             these = {key for key in row if not key.startswith("tokens_")}
-            other = keys.setdefault(is_end, these) ^ these  # first and last rows have more than the others
+            other = keys.setdefault(row["step"] in (0, last), these) ^ these  # first and last rows have more
             require(not other, f"row {n} has other metrics than the rows before: {sorted(other)}")
-            found.add(name)
         rows.sort(key=lambda row: (order.index(row["arm"]), row["seed"], row["step"]))
         log = Log(rows, float(info.get("label_chance", 50)), last)
+        require(len(log.rows) == len(rows), "two rows have the same arm, seed and step")
         for name in itertools.product(log.arms, log.seeds, [0, *log.steps]):
-            require(name in found, f"there is no row of (arm, seed, step) {name}")
+            require(name in log.rows, f"there is no row of (arm, seed, step) {name}")
+        require(not log.seeds or log.has("gain"), "an earlier version wrote it, without the gain from shots")
     except OSError as e:
         raise ValueError(f"{folder} is not the folder of a finished study ({e.strerror}: {e.filename}): run "
                          "train.py first, and give the folder that it names") from None
@@ -880,9 +879,10 @@ def report_text(log, info, claims, heading, spread):
                  "whole 95% interval, paired by run; a size, such as 10 points, is that of the mean.",
                  markdown(["id", "claim", "criterion", "verdict", "measured"], rows)]
     for title, chosen in variants(log, info["study"]).items():
-        found = verdicts(renamed(log, chosen))
+        judged = info["study"] if claims else "main"
+        found = verdicts(renamed(log, chosen), judged)
         rows = [[v["id"], v["claim"], f"**{v['verdict']}**", v["number"]] for v in found]
-        text += [f"## {title}", f"The claims of `main`, judged on {', '.join(chosen.values())}.",
+        text += [f"## {title}", f"The claims of `{judged}`, judged on {', '.join(chosen.values())}.",
                  markdown(["id", "claim", "verdict", "measured"], rows)]
     text += ["## Arm against arm", "Differences and ratios at the end, paired by run; the gap is what "
              "target+english gains over target.", pairs_table(log, info["pairs"]),
@@ -947,16 +947,16 @@ def report(folder):
 
 
 def variants(log, study):
-    """{heading: {name of an arm of main: arm in its place}}: where a study judges main's claims again."""
+    """{heading: {arm of a claim: arm in its place}}: where a study judges its claims, or main's, again."""
     if study == "schedule":
         found = {}
         for end in ("", "-at-40", "-paper"):
             arms = {arm: arm + end for arm in ARM_STYLE if arm + end in log.arms}
             found[f"Verdicts with the schedule of target{end}"] = arms
         return found
-    if study == "learning-rate":
-        best = {}
-        for name in ARM_STYLE:
+    if study in ("learning-rate", "languages"):
+        best, seen = {}, [base + english for base in SEEN for english in ("", "+english")]
+        for name in seen if study == "languages" else ARM_STYLE:
             rates = [arm for arm in log.arms if arm == name or arm.startswith(f"{name}-lr-")]
             if rates:
                 best[name] = min(rates, key=lambda arm: log.estimate(arm, "ppl_target").mean)

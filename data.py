@@ -27,7 +27,7 @@ from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate, chain, count, islice
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from random import Random
 
@@ -91,22 +91,18 @@ def parse_object(text, where):
 
 
 def read_lines(path, errors="strict"):
-    """Yields ("FILE, line N", line) of a file, also zipped. A blank line is ""; one more follows the last."""
+    """Yields ("FILE, line N", line) of a file, also zipped. A blank line is ""."""
+    n = 0
     with open(path, "rb") as file:
-        source = gzip.open(file) if file.peek(2)[:2] == b"\x1f\x8b" else file
-        for n in count(1):
-            where = f"{path}, line {n}"
-            try:
-                line = source.readline()  # ends at \n, never at U+2028, which JSON may hold
-                text = line.decode("utf-8", errors) if line.strip() else ""
-            except UnicodeDecodeError as e:
-                raise ValueError(f"{where}: byte 0x{line[e.start]:02x} is not UTF-8; correct it, or prepare "
-                                 "with --errors replace") from None
-            except (EOFError, OSError, zlib.error) as e:
-                raise ValueError(f"{where}: cannot be read ({e}); is the file whole?") from None
-            yield where, text
-            if not line:
-                return
+        lines = gzip.open(file) if file.peek(2)[:2] == b"\x1f\x8b" else file
+        try:
+            for n, line in enumerate(lines, 1):  # a line ends at \n, never at U+2028, which JSON may hold
+                yield f"{path}, line {n}", line.decode("utf-8", errors) if line.strip() else ""
+        except UnicodeDecodeError as e:
+            raise ValueError(f"{path}, line {n}: byte 0x{line[e.start]:02x} is not UTF-8; correct it, or "
+                             "prepare with --errors replace") from None
+        except (EOFError, OSError, zlib.error) as e:
+            raise ValueError(f"{path}, line {n + 1}: cannot be read ({e}); is the file whole?") from None
 
 
 def read_json_lines(path):
@@ -478,7 +474,7 @@ def read_documents(path, field="text", errors="strict"):
     """Yields the documents of a file that are not empty, in pieces of at most LONGEST_DOCUMENT characters.
     JSON lines, which the ending or the first line tells, hold one each. Else blank lines separate them."""
     is_json, lines = None, []
-    for where, line in read_lines(path, errors):
+    for where, line in chain(read_lines(path, errors), [("", "")]):  # a blank line ends the last document
         text = ""
         if line and is_json is None:
             is_json = bool(regex.search(JSON_FILE, path.name) or regex.match(r'\s*{\s*"', line))

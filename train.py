@@ -15,9 +15,7 @@ How it works: prepare(job) writes tokenizer.json and data/*.bin. train(job) read
 checkpoint, and NAME.jsonl, a log. The job `base` comes first; every arm starts from its end. Jobs run side by
 side in several processes, see work(). Then write_study() gathers the logs, and bench.report() the report.
 """
-import argparse
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import json
@@ -33,7 +31,7 @@ import subprocess
 import sys
 import time
 import traceback
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -46,8 +44,8 @@ from tqdm import tqdm
 
 import bench
 from curriculum import Curriculum
-from data import (SOURCES, Mixture, Tokenizer, World, load_manifest, load_tokenizer, lock, refuse,
-                  require, train_bpe, write_atomically, write_corpus)
+from data import (SOURCES, Mixture, Tokenizer, World, load_manifest, load_tokenizer, lock, one_line_parser,
+                  parse_object, refuse, require, train_bpe, write_atomically, write_corpus)
 from ema import EMA
 from model import (GPT, GPTConfig, add_lora, load_checkpoint, load_gpt2, merge_lora, model_from_checkpoint,
                    newest_checkpoint, save_checkpoint)
@@ -318,7 +316,7 @@ class Settings:
 
     def check(self):
         """Raises ValueError with the flag, its value and the values that it may have."""
-        for f in dataclasses.fields(self):
+        for f in fields(self):
             value, allowed = getattr(self, f.name), f.metadata
             low, high = allowed["low"], allowed["high"]
             if f.type in (int, float) and not low <= value <= high:  # NaN fails this, too
@@ -556,14 +554,12 @@ def make_optimizers(model, job):
             of_muon.append(p)
         else:
             matrices.append(p)
-    groups = [{"params": matrices, "weight_decay": s.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [{"params": matrices, "peak_lr": job.lr, "weight_decay": s.weight_decay},
+              {"params": others, "peak_lr": job.lr, "weight_decay": 0.0}]
     optimizers = [torch.optim.AdamW(groups, lr=job.lr, betas=(0.9, 0.95), fused=True)]
     if of_muon:
-        group = {"params": of_muon, "dtype": getattr(torch, s.dtype)}
+        group = {"params": of_muon, "peak_lr": s.muon_lr, "dtype": getattr(torch, s.dtype)}
         optimizers.append(StackedMuon([group], lr=s.muon_lr, weight_decay=0.01))
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["peak_lr"] = group["lr"]
     return optimizers
 
 
@@ -821,16 +817,13 @@ def open_run(s, run):
                "cudnn_deterministic": torch.backends.cudnn.deterministic}
     record = {"settings": settings, "machines": [machine], "commits": [code_version()]}
     if path.exists():
-        try:
-            old = json.loads(path.read_text())
-            old_settings, machines, commits = dict(old["settings"]), [*old["machines"]], [*old["commits"]]
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{path} is not the record of a run: choose another --name") from None
+        old = parse_object(path.read_bytes(), f"{path} is not the record of a run, choose another --name")
+        require(record.keys() <= old.keys(), f"{path} is not the record of a run: choose another --name")
         if any(file.suffix in (".pt", ".damaged") for file in run.rglob("*")):
-            refuse_differences(run, old_settings, settings)
-            record["machines"] = machines + [x for x in record["machines"] if x not in machines]
-            record["commits"] = commits + [x for x in record["commits"] if x not in commits]
-        elif old_settings != settings:
+            refuse_differences(run, old["settings"], settings)
+            for key in ("machines", "commits"):
+                record[key] = old[key] + [x for x in record[key] if x not in old[key]]
+        elif old["settings"] != settings:
             for folder in run.glob("seed*"):
                 shutil.rmtree(folder)
     write_atomically(path, lambda p: p.write_text(json.dumps(record, indent=1) + "\n"))
@@ -1136,23 +1129,20 @@ def numbers(text):
 
 def parse_flags(argv):
     """Settings from the command line: one flag for every field, with its meaning and its default."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = refuse
-    for f in dataclasses.fields(Settings):
+    parser = one_line_parser(description=__doc__)
+    for f in fields(Settings):
         kind = {"type": f.type, "metavar": f.type.__name__}
         if f.type is tuple:
             kind = {"type": numbers, "metavar": "int,int"}
         elif f.type is list:
             kind = {"action": "append", "metavar": "str"}
         words = f"{f.metadata['meaning']} (default {f.default!r})".replace("%", "%%")
-        parser.add_argument(f"--{f.name}", help=words, default=argparse.SUPPRESS, **kind)
+        parser.add_argument(f"--{f.name}", help=words, **kind)
     argv = [re.sub(r"(?<=^--)[^=]+", lambda name: name[0].replace("-", "_"), text) for text in argv]
     given, unknown = parser.parse_known_args(argv)
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in vars(given).items()}
-    if unknown:
-        flags = [f"--{f.name}" for f in dataclasses.fields(Settings)]
-        check_name("the argument", unknown[0].split("=")[0], flags)
+    for text in unknown:
+        check_name("the argument", text.split("=")[0], [f"--{f.name}" for f in fields(Settings)])
     preset = given.get("preset") or ("gpu" if torch.cuda.is_available() else "laptop")
     check_name("--preset", preset, PRESETS)
     of_text = {"gate_gain": -100.0} if given.get("source") else {}

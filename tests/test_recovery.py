@@ -238,7 +238,7 @@ def test_rows_of_different_settings_or_the_same_row_twice_are_never_averaged(stu
     shutil.copytree(study[0] / "runs/smoke/main", tmp_path / "main")
     good = (tmp_path / "main/metrics.jsonl").read_text().splitlines()
     other = json.dumps(json.loads(good[-1]) | {"settings": "00000000"})
-    for rows, words in (([*good[:-1], other], "2 different settings"), ([*good, good[-1]], "occurs twice")):
+    for rows, words in (([*good[:-1], other], "2 different settings"), ([*good, good[-1]], "two rows have the same arm")):
         (tmp_path / "main/metrics.jsonl").write_text("\n".join(rows))
         code, _, err = call(tmp_path, "bench.py", "--report", "main")
         assert code == 2 and words in err and len(err.splitlines()) == 1
