@@ -827,13 +827,8 @@ def headline(claims):
     text = "Without English, in-context learning collapses"
     if "C1" in holds:
         text = "Without English: same perplexity, but in-context learning collapses"
-    if "C5" in holds and "C6" in holds:
-        return f"{text}; curriculum and EMA prevent it"
-    if "C5" in holds:
-        return f"{text}; a curriculum prevents it"
-    if "C6" in holds:
-        return f"{text}; an EMA prevents it"
-    return text
+    remedies = [name for claim, name in (("C5", "a curriculum"), ("C6", "an EMA")) if claim in holds]
+    return f"{text}; {' or '.join(remedies)} prevents it" if remedies else text
 
 
 def rules_table(log):

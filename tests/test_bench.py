@@ -461,7 +461,7 @@ def test_a_share_of_a_gap_is_of_what_english_gains_in_the_same_variant():
 
 
 @pytest.mark.parametrize("verdicts, words", [
-    (["C1", "C2", "C5", "C6"], "Without English: same perplexity, but in-context learning collapses; curriculum and EMA prevent it"),
+    (["C1", "C2", "C5", "C6"], "Without English: same perplexity, but in-context learning collapses; a curriculum or an EMA prevents it"),
     (["C2", "C5"], "Without English, in-context learning collapses; a curriculum prevents it"), (["C1", "C5"], "")])
 def test_the_title_of_a_figure_says_no_more_than_the_verdicts(verdicts, words):
     claims = [dict(id=c, verdict="reproduced" if c in verdicts else "partly") for c in ("C1", "C2", "C3", "C4", "C5", "C6")]
