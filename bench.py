@@ -576,8 +576,8 @@ def judge_c2(log):
     worst = Estimate.of(np.min(early, axis=0) / log.curve("target", "copain", 0), least=0)
     conditions = [worst.high < COLLAPSE, end.is_gap(), gain.is_gap()]
     return grade(conditions, conditions), (
-        f"lowest early Copain without English {worst.text(0, 100)}% of the base's; at the end with - without "
-        f"{end.text()} points, of the gain from shots {gain.text()} points")
+        f"lowest early Copain without English {worst.text(0, 100)}% of the base's; at the end, with - "
+        f"without: Copain {end.text()}, gain from shots {gain.text()} points")
 
 
 def judge_c3(log):
@@ -623,8 +623,7 @@ def judge_repair(log, arm):
         return "inconclusive", "English made no difference that could be recovered"
     ppl = ratio(log, "ppl_target", arm)
     return grade([len(closed) == 3, *closed, ppl.high < PPL_MARGIN], half), (
-        f"share of the gap closed: {', '.join(texts)}; target perplexity over that with English "
-        f"{ppl.text(3)}")
+        f"gap closed: {', '.join(texts)}; perplexity {arm} / with English {ppl.text(3)}")
 
 
 def judge_c7(log):
