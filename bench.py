@@ -12,7 +12,6 @@ sentence has: it needs no ICL. Both are asked in the target language and in Engl
     python bench.py --report runs/laptop/main                       draws a study's report from its log again
     python bench.py --findings results                              claims and comparisons of all studies
 """
-import argparse
 import functools
 import itertools
 import json
@@ -28,7 +27,7 @@ import torch
 
 from data import (ADJECTIVES, CATEGORIES, COPAIN_TASKS, HELD_OUT_FORMAT, HELD_OUT_RULE, LETTERS, NOUNS, VERBS,
                   Tokenizer, World, draw_list, is_reserved, label_lines, list_line, load_tokenizer,
-                  noun_phrase, prose, read_json_lines, refuse, require, write_atomically)
+                  noun_phrase, one_line_parser, prose, read_json_lines, refuse, require, write_atomically)
 from model import load_checkpoint, load_gpt2, model_from_checkpoint
 
 # The two odd-one-out rules need no shots: four integers with one odd one among them say what is asked.
@@ -92,7 +91,7 @@ def recall_items(n_items=150, n_shots=6, seed=0):
 def label_items(lang, target, n_items=300, n_shots=6, seed=0):
     """The label task in `lang`, without cognates of `target`: the same in any language, translated."""
     rng, items = Random(f"labels/{seed}"), []
-    nouns = {c: [n for n in NOUNS[c] if not target.is_cognate(n)] for c in CATEGORIES}
+    nouns = target.own_nouns()
     for _ in range(n_items):
         letter = dict(zip(rng.sample(CATEGORIES, 2), rng.sample(LETTERS, 2)))
         kinds = rng.sample(list(letter) * (n_shots // 2), n_shots) + [rng.choice(list(letter))]
@@ -112,7 +111,7 @@ def label_items(lang, target, n_items=300, n_shots=6, seed=0):
 def cloze_items(lang, target, n_items=200, seed=0):
     """The cloze task in `lang`, without cognates of `target`. Subject and verb admit one of four objects."""
     rng, items, (before, after) = Random(f"cloze/{seed}"), [], lang.order.split("O")
-    nouns = {c: [n for n in NOUNS[c] if not target.is_cognate(n)] for c in CATEGORIES}
+    nouns = target.own_nouns()
     for _ in range(n_items):
         s, o = rng.choice(CATEGORIES), rng.choice(CATEGORIES)
         part = {"S": noun_phrase(lang, rng.choice(nouns[s]), ending=lang.determiner),
@@ -212,8 +211,9 @@ def greedy_answers(model, tok, prompts, max_new_tokens):
     """Greedy answers to prompts (lists of token ids) up to the end of a line; None where none ends."""
     ends = {i for token, i in tok.ranks.items() if b"\n" in token} | {tok.eot}
     said, unfinished, answers = [[] for _ in prompts], list(range(len(prompts))), [None] * len(prompts)
+    T = model.config.block_size
     for _ in range(max_new_tokens):
-        for chunk, idx in by_length(model, [prompts[i] + said[i] for i in unfinished]):
+        for chunk, idx in by_length(model, [(prompts[i] + said[i])[-T:] for i in unfinished]):
             for k, token in zip(chunk, model(idx)[0].argmax(-1).tolist()):            # logits (B, V)
                 said[unfinished[k]].append(token)
         for i in unfinished:
@@ -307,9 +307,9 @@ def choice_scores(model, tok, items, form="prompt", longest=None):
 
 def choice_metrics(items, scores):
     """(percent of right choices that are the likeliest; perplexity of the right choice)."""
-    numbers = [item.choices.index(item.answer) for item in items]
-    right = [np.argmax(scores[item]) == k for item, k in zip(items, numbers)]
-    logprob = np.mean([scores[item][k] for item, k in zip(items, numbers)])
+    pairs = [(scores[item], item.choices.index(item.answer)) for item in items]
+    right = [np.argmax(logprobs) == k for logprobs, k in pairs]
+    logprob = np.mean([logprobs[k] for logprobs, k in pairs])
     return 100 * float(np.mean(right)), math.exp(min(-logprob, 700))
 
 
@@ -514,10 +514,8 @@ class Log:
         return np.array([self.rows[arm, seed, step][key] for seed in self.seeds])
 
     def curve(self, arm, key, step):
-        """As log(arm, key, step), but of the sample that is the same at every step, where the log has it."""
-        if all(f"curve_{key}" in self.rows[arm, seed, step] for seed in self.seeds):
-            key = f"curve_{key}"
-        return self(arm, key, step)
+        """As log(arm, key, step), but of the sample that is the same at every step; a shift has no sample."""
+        return self(arm, key if key.startswith("shift") else f"curve_{key}", step)
 
     def estimate(self, arm, key, step=None):
         """The Estimate of a perplexity (by logarithms, at least 1), a shift, or a percentage."""
@@ -543,6 +541,7 @@ RECOVERED = 0.8      # C5, C6: share of the gap between t and te that a repair h
 T_TE = ["target", "target+english"]
 RANKS = ["lora-1", "lora-4", "lora-16", "lora-64"]              # C7
 SEEN = ["seen-0.1", "seen-0.3", "target", "seen-5", "seen-20"]  # C8: bases, the weakest in the language first
+C8_ARMS = [base + english for base in SEEN for english in ("", "+english")]
 
 
 def grade(all_of, any_of):
@@ -572,7 +571,8 @@ def judge_c2(log):
     base, end, gain = log.estimate("target", "gain", 0), difference(log, "copain"), difference(log, "gain")
     if base.low <= 0:
         return "inconclusive", f"the base has no ICL to lose: its gain from shots is {base.text()} points"
-    early = [log.curve("target", "copain", step) for step in log.steps if 0 < step <= 0.1 * log.last]
+    tenth = max(1, 0.1 * log.last)
+    early = [log.curve("target", "copain", step) for step in log.steps if 0 < step <= tenth]
     worst = Estimate.of(np.min(early, axis=0) / log.curve("target", "copain", 0), least=0)
     conditions = [worst.high < COLLAPSE, end.is_gap(), gain.is_gap()]
     return grade(conditions, conditions), (
@@ -598,7 +598,7 @@ def shift_at(log, arm, levels):
 
 
 def judge_c4(log):
-    early = min((step for step in log.steps if step >= 0.1 * log.last), default=log.last)
+    early = min(step for step in log.steps if step >= 0.1 * log.last)
     first, final = (Estimate.of(log("target", "shift_l2", step) / log("target+english", "shift_l2", step))
                     for step in (early, log.last))
     ends = np.maximum(*(log.curve(arm, "ppl_target", log.last) for arm in T_TE))  # where the slower one ends
@@ -674,7 +674,7 @@ CLAIMS = [
           "LoRA limits the shift but also hinders learning the language",
           f"at every rank the L2 shift is below t's, and target perplexity above it, by {PPL_MARGIN - 1:.0%} "
           "or more; some rank is partly"),
-    Claim("C8", "languages", [*SEEN, *(f"{base}+english" for base in SEEN)], judge_c8,
+    Claim("C8", "languages", C8_ARMS, judge_c8,
           "the weaker the base is in the target language, the more English matters",
           f"the gap te - t on the label task is larger, by {GAP:g} points or more, from the base that has "
           "seen 0.1% of the language than from the one that has seen 20%; larger by less is partly; "
@@ -705,8 +705,8 @@ def read_study(folder):
     try:
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         info = json.loads((folder / "settings.json").read_text())
-        order, last = list(info["arms"]), max(arm["steps"] for arm in info["arms"].values())
-        last, keys = last or info["settings"]["steps"], {}
+        order, keys = list(info["arms"]), {}
+        last = max(arm["steps"] for arm in info["arms"].values()) or info["settings"]["steps"]
         kinds = {row.get("settings") for row in rows}
         require(len(kinds) < 2, f"rows of {len(kinds)} different settings, which must not be averaged")
         for n, row in enumerate(rows, 1):
@@ -725,7 +725,7 @@ def read_study(folder):
         require(len(log.rows) == len(rows), "two rows have the same arm, seed and step")
         for name in itertools.product(log.arms, log.seeds, [0, *log.steps]):
             require(name in log.rows, f"there is no row of (arm, seed, step) {name}")
-        require(not log.seeds or log.has("gain"), "an earlier version wrote it, without the gain from shots")
+        require(not log.seeds or log.has("curve_gain"), "an earlier version wrote it, without the gain")
     except OSError as e:
         raise ValueError(f"{folder} is not the folder of a finished study ({e.strerror}: {e.filename}): run "
                          "train.py first, and give the folder that it names") from None
@@ -887,9 +887,8 @@ def report_text(log, info, claims, heading, spread):
              "a rule that no training document uses; chance 33%.", ends_table(log, arms, CONTROLS),
              "## Rule by rule", f"Percent right with three shots / without, {spread.split(' [')[0]}.",
              rules_table(log), "## Copain and the label task along the way"]
-    if log.has("curve_copain"):
-        text.append("Of the same third of the items at every step; elsewhere: of all.")
-    return text + [steps_table(log), "## Arms and settings",
+    return text + ["Of the same third of the items at every step; elsewhere: of all.", steps_table(log),
+                   "## Arms and settings",
                    f"```json\n{json.dumps({'arms': arms, **info['settings']}, indent=1)}\n```\n"]
 
 
@@ -900,9 +899,7 @@ def draw_figure(log, study, path, title):
         runs = f"means of {len(log.seeds)} runs, base seeds {log.seeds[0]} to {log.seeds[-1]}; thin: a run"
     title = f"{title}\n{runs}"
     if study == "main":
-        if log.has("curve_copain"):
-            title += "; of the same third of the items at every step"
-        draw_curves(log, path, title)
+        draw_curves(log, path, f"{title}; of the same third of the items at every step")
     elif study == "replay-dose" and set(log.arms) == set(DOSES):
         draw_dose(log, path, title, DOSES, "English, % of the tokens")
     elif study == "placement" and set(log.arms) == set(WINDOWS | BESIDE):
@@ -949,8 +946,8 @@ def variants(log, study):
             found[f"Verdicts with the schedule of target{end}"] = arms
         return found
     if study in ("learning-rate", "languages"):
-        best, seen = {}, [base + english for base in SEEN for english in ("", "+english")]
-        for name in seen if study == "languages" else ARM_STYLE:
+        best = {}
+        for name in C8_ARMS if study == "languages" else ARM_STYLE:
             rates = [arm for arm in log.arms if arm == name or arm.startswith(f"{name}-lr-")]
             if rates:
                 best[name] = min(rates, key=lambda arm: log.estimate(arm, "ppl_target").mean)
@@ -970,9 +967,9 @@ def findings(results):
     logs, claims, parts = {}, [], []
     for path in sorted(Path(results).glob("*/metrics.jsonl")):
         log, info = read_study(path.parent)
-        logs[info["study"]], folder = log, path.parent.name
+        logs[info["study"]] = log
         parts += [f"**{info['study']}: {info['question']}** {provenance(log, info)} "
-                  f"([report]({folder}/report.md), [figure]({folder}/figure.png))",
+                  f"([report]({path.parent.name}/report.md), [figure]({path.parent.name}/figure.png))",
                   pairs_table(log, info["pairs"])]
     require(logs, f"{results} holds no study: run train.py, then give the folder that its studies are in")
     for study in dict.fromkeys(claim.study for claim in CLAIMS):
@@ -1093,7 +1090,7 @@ def draw_ends(log, path, heading):
             runs, e = log(arm, key), log.estimate(arm, key)
             ax.plot(runs, np.full(len(runs), i), "|", color="0.4")
             ax.plot([e.low, e.mean, e.high], [i, i, i], color=colour, marker=marker, markevery=[1])
-            if key == "copain" and log.has("gain"):
+            if key == "copain":
                 ax.plot(log.estimate(arm, "gain").mean, i + 0.3, marker, color=colour, mfc="w", ms=5)
         if key in CHANCE:
             ax.vlines(log.chance[key], -0.5, n - 0.5, color="0.4", ls=":")
@@ -1142,8 +1139,8 @@ def score_files(model, tok, copain=None, tasks=(), n_shots=3):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = one_line_parser(description=__doc__)
+    parser.argument_default = None  # here a flag that is not given is None
     flag = parser.add_argument
     flag("model", nargs="?", help="a .pt file under runs/, or a folder with the files of a GPT-2")
     flag("--copain", metavar="PATH", help="Copain's published rows: a file of one task, or a folder of all")
@@ -1157,7 +1154,6 @@ def main():
     flag("--show", action="store_true", help="print every kind of prompt")
     flag("--report", metavar="STUDY", help="draw the report of a study's folder again")
     flag("--findings", metavar="RESULTS", help="print claims and comparisons of all studies in a folder")
-    parser.error = refuse
     flags = parser.parse_args()
     if flags.show:
         return show(World())
@@ -1201,5 +1197,5 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, OSError) as e:
+    except (ValueError, OSError, MemoryError) as e:
         refuse(e)

@@ -73,7 +73,7 @@ class Curriculum:
         try:
             shape, values = SHAPES[name], ast.literal_eval(f"[{numbers[1:-1]}]")
             flat = [x for knot in values for x in knot] if shape is piecewise else values
-            self.times.update(float(0 + x) for x in flat)
+            self.times.update(float(0 + x) for x in flat)  # 0 + x: the text "0.2" is no number
             float(shape(0.5, *values))
             return shape, values
         except (KeyError, SyntaxError, TypeError, ValueError, ArithmeticError, RecursionError, MemoryError):

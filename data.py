@@ -5,7 +5,7 @@ line. From these a model learns to learn in context. The target language has alm
 corpus teaches words, English taught in-context learning, and some tasks need both: Elhady et al. 2025 in
 miniature. Some studies also use a third language, English prose or English patterns.
 
-    python data.py --target-order VSO --seed 7    # prints a document of every kind, and how it is tokenized
+    python data.py --target_order VSO --seed 7    # prints a document of every kind, and how it is tokenized
 
 Data flow: World -> write_corpus() -> text -> Tokenizer -> a file of ids per source -> Mixture.batch(step).
 Real text goes the same way, from files:
@@ -16,6 +16,7 @@ Real text goes the same way, from files:
 """
 import argparse
 import contextlib
+import fcntl  # locks of files; Windows has none
 import gzip
 import hashlib
 import heapq
@@ -35,11 +36,6 @@ import numpy as np
 import regex  # comes with tiktoken
 import tiktoken
 from tqdm import tqdm
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks: there, one command at a time
-    fcntl = None
 
 
 # ---------------------------------------------------------------------------------------------- small helpers
@@ -69,12 +65,12 @@ def write_atomically(path, write, flush=True):
 
 @contextlib.contextmanager
 def lock(path, wait=False):
-    """Yields True while this process holds the lock file, False if another does. It ends with its process."""
+    """Yields True while this process holds the lock file, False if another does. The lock ends with the
+    process."""
     with open(path, "a") as f:
         free = True
         try:
-            if fcntl:
-                fcntl.flock(f, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(f, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             free = False
         yield free
@@ -91,7 +87,7 @@ def parse_object(text, where):
 
 
 def read_lines(path, errors="strict"):
-    """Yields ("FILE, line N", line) of a file, also zipped. A blank line is ""."""
+    """Yields ("FILE, line N", line) of a file, also gzipped. A blank line is ""."""
     n = 0
     with open(path, "rb") as file:
         lines = gzip.open(file) if file.peek(2)[:2] == b"\x1f\x8b" else file
@@ -141,8 +137,9 @@ class Language:
     determiner: str = ""     # follows the subject
     case_marker: str = ""    # follows the object
 
-    def is_cognate(self, noun):
-        return self.words[noun] == noun
+    def own_nouns(self):
+        """{category: its nouns that are not spelled as in English}."""
+        return {c: [n for n in NOUNS[c] if self.words[n] != n] for c in CATEGORIES}
 
 
 ENGLISH = Language("english", {w: w for w in WORDS})
@@ -425,8 +422,8 @@ def load_tokenizer(spec):
     for vocabulary, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
         if (folder / vocabulary).exists() and (folder / merges).exists():
             return published_tokenizer(folder / vocabulary, folder / merges)
-    require(spec == "gpt2", f"--tokenizer is {str(spec)!r}, expected gpt2, bpe, or the folder of a prepared "
-            "source or of vocab.json and merges.txt, which save_vocabulary() of transformers writes")
+    require(str(folder) == "gpt2", f"--tokenizer is {str(spec)!r}, expected gpt2, bpe, or the folder of a "
+            "prepared source or of vocab.json and merges.txt, which save_vocabulary() of transformers writes")
     try:
         return Tokenizer(tiktoken.get_encoding("gpt2")._mergeable_ranks, GPT2_SPLIT)
     except Exception as e:  # no network and no cache; tiktoken lets its downloader's exceptions through
@@ -675,7 +672,7 @@ def main():
     commands = parser.add_subparsers(dest="command", parser_class=one_line_parser)
     flag = commands.add_parser("show", prog="data.py", description=__doc__).add_argument
     flag("--seed", type=int, help="of the target language and of the documents")
-    flag("--target-order", help="word order of the target language, by default SOV")
+    flag("--target_order", help="word order of the target language, by default SOV")
     flag("--cognates", type=float, help="share of nouns spelled as in English, by default 0.4")
     flag = commands.add_parser("prepare", description="Encodes text files as a source.").add_argument
     flag("paths", nargs="+", help="plain text or JSON lines, also gzip; or folders")

@@ -1,4 +1,4 @@
-"""GPT-2 on one page: the model, LoRA, checkpoints, and the published GPT-2 files in and out.
+"""GPT-2 in one file: the model, LoRA, checkpoints, and the published GPT-2 files in and out.
 
 The decoder of Radford et al. 2019: learned positions, LayerNorm before each sublayer, GELU (tanh form), input
 and output embeddings tied. Token ids go in, logits and a loss come out. The toy GPT of the studies and the

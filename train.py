@@ -168,9 +168,7 @@ def default_pairs(arms):
     partner = {}
     for name in arms:
         plain = replace(ARMS[name], curriculum=TARGET, ema_alpha=0.0)
-        for other in arms:
-            if other != name and ARMS[other] == plain:
-                partner[name] = other
+        partner |= {name: other for other in arms if other != name and ARMS[other] == plain}
     for name in arms[1:]:
         if name not in partner.values():
             partner.setdefault(name, arms[0])
@@ -182,7 +180,6 @@ def with_english(bases, end=""):
     return [f"{base}{english}{end}" for base in bases for english in ("", "+english")]
 
 
-LANGUAGES = "seen-0.1 seen-0.3 target seen-5 seen-20".split()  # the weakest first
 STUDIES = {
     "main": Study(
         "Does English in the mixture matter, and do a curriculum or an EMA stand in for it?", list(MAIN)),
@@ -220,7 +217,7 @@ STUDIES = {
         "frozen-blocks".split()),
     "languages": Study(
         "Does English matter more, the less of the language the base has seen?",
-        with_english(LANGUAGES) + with_english(LANGUAGES, "-lr-0.1")),
+        with_english(bench.SEEN) + with_english(bench.SEEN, "-lr-0.1")),
     "distance": Study(
         "Does English matter more, the further the language is from English?",
         with_english("near target far none".split())),
@@ -273,7 +270,7 @@ class Settings:
     target_order: str = setting("SOV", "word order of the target language")
     cognates: float = setting(0.4, "share of its nouns that are spelled as in English", 0, 0.8)
     documents: int = setting(40_000, "documents in the corpus of each language", 100)
-    vocab_size: int = setting(2048, "most tokens of the vocabulary; the toy world has fewer", 300, 1 << 16)
+    vocab_size: int = setting(2048, "most tokens of the vocabulary; the toy world has fewer", 257, 10 ** 6)
     # the model
     n_layer: int = setting(2, "blocks", 1)
     n_head: int = setting(8, "attention heads of a block", 1)
@@ -751,7 +748,7 @@ def train(job, tell=lambda step, loss: None, stopping=lambda: False):
 
 
 # ----------------------------------------------------------------------------------------- the files of a run
-# Not compared, because they change results by rounding at most, or are compared in the job's arm.
+# Not compared: what changes a job's result by rounding at most, and what is compared as its arm.
 NOT_COMPARED = {"name", "preset", "study", "seeds", "only", "curriculum", "ema_alpha", "ema_every",
                 "processes", "checkpoint_every", "leak_check"}
 VARIED = {"seed", "data_seed", "bench_seed", *(key for base in BASES.values() for key in base)}  # in a study
@@ -787,8 +784,8 @@ def settings_hash(s):
 @functools.cache
 def code_version():
     """The commit of this code, with -dirty if it was changed since."""
-    command = ["git", "describe", "--always", "--dirty"]
-    git = subprocess.run(command, cwd=Path(__file__).parent, text=True, capture_output=True)
+    command = "git describe --always --dirty"  # for the shell: where there is no git, it says nothing
+    git = subprocess.run(command, shell=True, cwd=Path(__file__).parent, text=True, capture_output=True)
     return git.stdout.strip() or "unknown"
 
 
@@ -1032,7 +1029,7 @@ def plan(s):
                 jobs[job.path] = job
                 job = job.needs
     for job in jobs.values():
-        job.settings.world().languages()
+        job.settings.world().languages()  # refuses an impossible word order
         curriculum = Curriculum(job.arm.curriculum)
         curriculum.check(job.steps)
         for name in curriculum.shapes:
@@ -1052,14 +1049,17 @@ def write_study(s, record, left_out):
     about them into settings.json. Returns the folder."""
     study, folder, rows = STUDIES[s.study], Path("runs") / s.name / s.study, []
     path, names = folder / "settings.json", list(dict.fromkeys([*study.arms, *arm_names(s)]))
-    if path.exists():  # a rerun with fewer seeds keeps the runs that are there
-        s.seeds = max(s.seeds, json.loads(path.read_text())["settings"]["seeds"])
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a rerun keeps the runs from before
+        old = json.loads(path.read_text())
+        s.seeds = max(s.seeds, old["settings"]["seeds"])
+        left_out = list(dict.fromkeys([*old["left_out"], *left_out]))
     for name in names:
         for i in range(s.seeds):
             rows += make_job(s, i, name).so_far()["rows"]
     folder.mkdir(exist_ok=True)
     write_lines(folder / "metrics.jsonl", rows)
-    info = {"study": s.study, "question": study.question, "pairs": study.pairs or default_pairs(names),
+    more = [pair for pair in default_pairs(names) if not study.pairs or pair[0] not in study.arms]
+    info = {"study": s.study, "question": study.question, "pairs": [*study.pairs, *more],
             "left_out": left_out, "arms": {name: asdict(ARMS[name]) for name in names}, **record,
             "settings": asdict(s)}
     if s.task:  # percent right by guessing
@@ -1085,12 +1085,10 @@ def finish(s, jobs, record):
         folder = write_study(s, record, left_out)
         try:
             print(bench.report(folder))
-            if s.seeds == 1:
-                more = f"--study {s.study} --seeds 5"
-            else:  # the next study; after the last one, the first
-                names = [*STUDIES, *STUDIES]
-                more = f"--study {names[names.index(s.study) + 1]}"
-            print(f"try next: python train.py --preset {s.preset} {more}")
+            names = [*STUDIES, *STUDIES]  # after the last study comes the first
+            more = f"{names[names.index(s.study) + 1]}" if s.seeds > 1 else f"{s.study} --seeds 5"
+            if not (s.source or s.init):
+                print(f"try next: python train.py --preset {s.preset} --study {more}")
         except ValueError as e:
             if not failed and not left_out:
                 raise
@@ -1143,7 +1141,8 @@ def parse_flags(argv):
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in vars(given).items()}
     for text in unknown:
         check_name("the argument", text.split("=")[0], [f"--{f.name}" for f in fields(Settings)])
-    preset = given.get("preset") or ("gpu" if torch.cuda.is_available() else "laptop")
+    has_gpu = torch.cuda.is_available() and given.get("device") != "cpu"
+    preset = given.get("preset") or ("gpu" if has_gpu else "laptop")
     check_name("--preset", preset, PRESETS)
     of_text = {"gate_gain": -100.0} if given.get("source") else {}
     s = Settings(**{"name": preset} | PRESETS[preset] | of_text | given | {"preset": preset})

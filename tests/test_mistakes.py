@@ -66,8 +66,8 @@ TRAIN = [
     (["--lr_until", "-0.5"], "lr_until is -0.5"), (["--lr_floor", "1.5"], "lr_floor is 1.5"),
     (["--base_warmup", "-3"], "base_warmup is -3"), (["--n_head", "3"], "n_embd=32.*n_head=3"), (["--n_head", "0"], "n_head is 0"),
     (["--n_layer", "0"], "n_layer is 0"), (["--block_size", "0"], "block_size is 0"), (["--batch_size", "0"], "batch_size is 0"),
-    (["--documents", "3"], "documents is 3.*from 100"), (["--vocab_size", "10"], "vocab_size is 10.*from 300"),
-    (["--vocab_size", "100000"], "vocab_size is 100000.*65,536"), (["--copain_items", "0"], "copain_items is 0"),
+    (["--documents", "3"], "documents is 3.*from 100"), (["--vocab_size", "10"], "vocab_size is 10.*from 257"),
+    (["--vocab_size", "10000000"], "vocab_size is 10000000.*1,000,000"), (["--copain_items", "0"], "copain_items is 0"),
     (["--max_integer", "4"], "max_integer is 4.*from 9"), (["--max_integer", "19", "--list_lengths", "12"], "list_lengths is"),
     (["--list_lengths", "2"], "list_lengths is"), (["--checkpoint_every", "0"], "checkpoint_every is 0"),
     (["--accumulate", "0"], "accumulate is 0"), (["--accumulate", "9"], "accumulate is 9.*divisor"),
@@ -108,7 +108,7 @@ BENCH = [
     ([GOOD, "--shots", "-1"], "shots is -1"), (["--shwo"], "--shwo"), (["none.pt"], "none.pt"), (["hostile.pt"], "hostile.pt"),
     (["changed.pt"], "changed.pt is damaged"), (["--report", "none"], "none is not the folder"), (["--report"], "--report"),
     (["--report", "a_file"], "a_file"), (["--findings", "nowhere"], "nowhere holds no study")]
-DATA = [(["--cognates", "2"], "cognates is 2"), (["--target-order", "XYZ"], "'XYZ'"), (["--seed", "x"], "seed"),
+DATA = [(["--cognates", "2"], "cognates is 2"), (["--target_order", "XYZ"], "'XYZ'"), (["--seed", "x"], "seed"),
         (["--language", "x"], "--language")]
 
 

@@ -254,6 +254,37 @@ def test_an_arm_is_compared_with_the_one_that_lacks_its_english_or_its_ema_alone
                                          ("curriculum-at-40", "target-at-40"), ("ema-at-40", "target-at-40")]
 
 
+def test_without_git_a_run_records_that_its_commit_is_unknown(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert train.code_version.__wrapped__() == "unknown"
+
+
+def test_a_cpu_takes_the_laptop_preset_even_beside_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert train.parse_flags([]).preset == "gpu" and train.parse_flags(["--device", "cpu"]).preset == "laptop"
+
+
+def test_an_arm_of_ones_own_is_compared_in_a_study_that_names_its_pairs(smoke, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    s = dataclasses.replace(smoke[0], study="averaging", only="mine")
+    monkeypatch.setitem(train.ARMS, "mine", train.Arm("target=rest english=constant(0.1)"))
+    (tmp_path / "runs/smoke").mkdir(parents=True)
+    pairs = json.loads((train.write_study(s, {}, []) / "settings.json").read_text())["pairs"]
+    assert pairs == [*map(list, train.STUDIES["averaging"].pairs), ["mine", "target"]]
+
+
+def test_a_rerun_with_fewer_runs_keeps_the_others_and_what_was_left_out_and_mends_a_damaged_record(smoke, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/smoke").mkdir(parents=True)
+    record = train.write_study(dataclasses.replace(smoke[0], seeds=3), {}, ["the base of seed 3002"]) / "settings.json"
+    train.write_study(dataclasses.replace(smoke[0], seeds=1), {}, [])
+    again = json.loads(record.read_text())
+    assert again["settings"]["seeds"] == 3 and again["left_out"] == ["the base of seed 3002"]
+    record.write_text('{"settings": ')
+    train.write_study(dataclasses.replace(smoke[0], seeds=1), {}, [])
+    assert json.loads(record.read_text())["settings"]["seeds"] == 1
+
+
 def test_every_study_names_arms_and_bases_that_exist_and_pairs_of_its_own_arms():
     for study in train.STUDIES.values():
         pairs = study.pairs or train.default_pairs(study.arms)
