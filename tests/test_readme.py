@@ -32,6 +32,35 @@ def test_every_interval_that_a_page_quotes_stands_in_a_report(page):
     assert len(quoted) > 9 and not [x for x in quoted if x not in reports]
 
 
+def test_numbers_without_an_interval_are_those_of_the_logs():
+    main, schedule = (bench.read_study(RESULTS / name)[0] for name in ("main", "schedule"))
+    course, readme = (" ".join(PAGES[page].split()) for page in ("results/COURSE.md", "README.md"))
+
+    def curve(key, step):
+        return f"{main.curve('target', key, step).mean():.0f}"
+
+    (right, silent, wrong, listed), (right_end, silent_end, wrong_end, listed_end) = (
+        [curve(key, step) for key in ("copain", "copain_not_in_list", "copain_wrong_element", "copain_restricted")]
+        for step in (100, 1000))
+    assert (f"at step 100 has {right}% right, {silent}% silent and {wrong}% wrong elements; at the end {right_end}, "
+            f"{silent_end} and {wrong_end}. If only the list's elements count, it scores {listed}% and {listed_end}%; the "
+            f"base, {curve('copain_restricted', 0)}%.") in course
+
+    def closed(key, end):
+        gap = bench.difference(schedule, key, f"target+english{end}", f"target{end}").mean
+        return f"{bench.difference(schedule, key, f'curriculum{end}', f'target{end}').mean / gap:.0%}"
+
+    assert f"closes {closed('copain', '')} of the gap on Copain and {closed('label_target', '')} on the label task" in course
+    assert f"it closes {closed('copain', '-at-40')} and {closed('label_target', '-at-40')}." in course
+    assert f"closes {closed('copain', '-at-40')} of Copain's gap; with the paper's own schedule, {closed('copain', '-paper')}:" in readme
+
+    def span(arm, key):
+        return f"{main(arm, key).min():.0f} to {main(arm, key).max():.0f}%"
+
+    assert (f"had {span('target', 'copain')} on Copain and {span('target', 'label_target')} on the label task for `target`, "
+            f"{span('target+english', 'copain')} and {span('target+english', 'label_target')} for `target+english`.") in readme
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_flag_on_a_page_exists(page):
     flags = {f"--{name}" for name in train.Settings.__dataclass_fields__} | {"--help"}
