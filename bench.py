@@ -618,12 +618,12 @@ def judge_repair(log, arm):
             share = gain.mean / english.mean
             closed.append(share >= RECOVERED and gain.low > 0)
             half.append(share >= 0.5 and gain.low > 0)
-            texts.append(f"{name} {100 * share:.0f}%")
+            texts.append(f"{name} {gain.text()}, {share:.0%}")
     if not texts:
         return "inconclusive", "English made no difference that could be recovered"
     ppl = ratio(log, "ppl_target", arm)
     return grade([len(closed) == 3, *closed, ppl.high < PPL_MARGIN], half), (
-        f"gap closed: {', '.join(texts)}; perplexity {arm} / with English {ppl.text(3)}")
+        f"points gained, share of the gap: {'; '.join(texts)}; perplexity {arm} / with English {ppl.text(3)}")
 
 
 def judge_c7(log):
@@ -631,7 +631,7 @@ def judge_c7(log):
     for arm in RANKS:
         ppl, shift = ratio(log, "ppl_target", arm, "target"), ratio(log, "shift_l2", arm, "target")
         conditions.append(ppl.low > 1 and ppl.mean >= PPL_MARGIN and shift.high < 1)
-        texts.append(f"{arm} {ppl.text(2)} and {shift.text(2)}")
+        texts.append(f"{arm} {ppl.text(2)}, {shift.text(2)}")
     return grade(conditions, conditions), "perplexity and L2 shift over target's: " + "; ".join(texts)
 
 
@@ -691,7 +691,7 @@ def verdicts(log, study="main"):
             missing = ["no task in the target language"]
         verdict, number = "inconclusive", f"not run to the end: {', '.join(missing) or 'some arms'}"
         if not log.arms:
-            number = "this study has not been run yet"
+            verdict, number = "not run", "this study has not been run yet"
         elif log.seeds and not missing:
             verdict, number = claim.judge(log)
         found.append({"id": claim.id, "claim": claim.text, "criterion": claim.criterion, "verdict": verdict,

@@ -50,8 +50,10 @@ def test_numbers_without_an_interval_are_those_of_the_logs():
         gap = bench.difference(schedule, key, f"target+english{end}", f"target{end}").mean
         return f"{bench.difference(schedule, key, f'curriculum{end}', f'target{end}').mean / gap:.0%}"
 
-    assert f"closes {closed('copain', '')} of the gap on Copain and {closed('label_target', '')} on the label task" in course
-    assert f"it closes {closed('copain', '-at-40')} and {closed('label_target', '-at-40')}." in course
+    assert (f"closes {closed('copain', '')} of the gap on Copain, {closed('gain', '')} of that of the gain from shots and "
+            f"{closed('label_target', '')} on the label task") in course
+    assert (f"it closes {closed('copain', '-at-40')}, {closed('gain', '-at-40')} and {closed('label_target', '-at-40')}."
+            in course)
     assert f"closes {closed('copain', '-at-40')} of Copain's gap; with the paper's own schedule, {closed('copain', '-paper')}:" in readme
 
     def span(arm, key):
