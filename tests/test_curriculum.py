@@ -74,7 +74,7 @@ def test_a_schedule_of_a_billion_steps_is_checked_within_a_second(text):
     assert time.perf_counter() - start < 1
 
 
-@pytest.mark.parametrize("steps", [3, 17, 1000, 100_000, 10 ** 9])
+@pytest.mark.parametrize("steps", [3, 17, 1000, 20_000, 10 ** 9])
 @pytest.mark.parametrize("text", [
     "target=rest english=piecewise((0, 0.2), (0.123456, 1.5), (0.1234561, 0.2))",   # for 1e-7 of the run
     "a=window(1, 0, 0.1234567) b=window(1, 0.12345670000001, 1)",                   # a gap of less than a step

@@ -16,12 +16,19 @@ from data import Tokenizer, lock
 from model import load_checkpoint, previous, save_checkpoint
 
 
+@pytest.fixture(scope="module")
+def stopped_once(smoke, tmp_path_factory):
+    s, folder = smoke
+    path = shutil.copytree(folder, tmp_path_factory.mktemp("stopped") / "run")
+    train.train(arm_in(path, s, "ema"), stopping=stop_at(11))
+    return s, path
+
+
 @pytest.fixture
-def stopped(fresh):
+def stopped(stopped_once, tmp_path):
     """The job of an arm that was stopped at step 11 and has a checkpoint of step 10 before it."""
-    job = fresh("ema")
-    train.train(job, stopping=stop_at(11))
-    return job
+    s, folder = stopped_once
+    return arm_in(shutil.copytree(folder, tmp_path / "run"), s, "ema")
 
 
 @pytest.fixture(scope="module")
@@ -140,10 +147,10 @@ def test_a_run_without_its_last_row_is_not_finished_until_that_row_is_measured(f
     assert job.finished() and last["copain"] == whole[0][-1]["copain"] and last["shift_l2"] == whole[0][-1]["shift_l2"]
 
 
-@pytest.fixture(scope="module")
-def killed(study, tmp_path_factory):
-    """A copy of the study whose arms `target` and `ema` of seed 3000 are gone, after a rerun in which a process was
-    killed at the one and crashed at the other: (its path, exit code, stderr)."""
+@pytest.fixture(scope="module", autouse=True)
+def killing(study, tmp_path_factory):
+    """A copy of the study whose arms `target` and `ema` of seed 3000 are gone, and its rerun, in which one process is
+    killed and one crashes. It starts here, so that it runs beside the tests before those that need its end."""
     path = tmp_path_factory.mktemp("killed")
     shutil.copytree(study[0] / "runs", path / "runs")
     for name in ("target", "ema"):
@@ -160,9 +167,18 @@ def killed(study, tmp_path_factory):
         "real = train.work\n")
     command = ("import sys, train\nfrom failing import work\ntrain.work = work\ntrain.main(sys.argv[1:])\n")
     environment = os.environ | {"PYTHONPATH": f"{path}:{os.environ['PYTHONPATH']}"}
-    end = subprocess.run([sys.executable, "-c", command, *SMOKE, "--seeds", "2"], cwd=path, env=environment, text=True,
-                         capture_output=True)
-    return path, end.returncode, end.stderr
+    process = subprocess.Popen([sys.executable, "-c", command, *SMOKE, "--seeds", "2"], cwd=path, env=environment,
+                               text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    yield path, process
+    process.kill()  # if no test has waited for it
+
+
+@pytest.fixture(scope="module")
+def killed(killing):
+    """The end of `killing`: (its path, exit code, stderr)."""
+    path, process = killing
+    _, err = process.communicate()
+    return path, process.returncode, err
 
 
 def test_a_killed_or_crashed_arm_is_named_with_its_log_and_the_rest_is_reported(killed):
