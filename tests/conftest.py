@@ -25,6 +25,7 @@ from data import Tokenizer, World, train_bpe, write_corpus  # noqa: E402
 from model import GPT, GPTConfig, load_checkpoint  # noqa: E402
 
 torch.set_num_threads(1)
+os.fsync = lambda file: None  # no test cuts the power, and the disk takes three seconds
 # The processes of train.py start in a tenth of the time where a fork server has imported what they need.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["train", "torch._dynamo"])
