@@ -14,10 +14,23 @@ import torch
 
 import bench
 import train
-from conftest import ROOT, SMOKE, equal, rows_of, stop_at, weights
+from conftest import ROOT, SMOKE, arm_in, equal, rows_of, stop_at, weights
 from curriculum import Curriculum
 from data import Mixture
 from model import GPT, GPTConfig, load_checkpoint, model_from_checkpoint, save_checkpoint
+
+
+@pytest.fixture(scope="module", autouse=True)
+def running(smoke, tmp_path_factory):
+    """A study of two long arms: (its folder, its process). It starts here, so that it has begun to train when a test
+    needs it."""
+    path = tmp_path_factory.mktemp("running")
+    flags = [sys.executable, ROOT / "train.py", *SMOKE, "--init", smoke[1] / "base.pt", "--steps", "100000",
+             "--checkpoint_every", "5", "--only", "target,ema"]
+    process = subprocess.Popen(flags, cwd=path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+                               start_new_session=True)
+    yield path, process
+    process.kill()  # if no test has stopped it
 
 
 # ---------------------------------------------------------------------------------------------- schedule, optimizers
@@ -82,16 +95,41 @@ def test_evaluation_frequency_leaves_training_bit_identical(fresh, monkeypatch):
     assert equal(weights(a.path), weights(b.path))
 
 
+@pytest.fixture(scope="module")
+def whole(smoke, tmp_path_factory):
+    """{arm: its job, run without a stop}."""
+    s, folder = smoke
+    jobs = {}
+    for name in ("ema", "curriculum"):
+        jobs[name] = arm_in(shutil.copytree(folder, tmp_path_factory.mktemp("whole") / "run"), s, name)
+        train.train(jobs[name])
+    return jobs
+
+
 @pytest.mark.parametrize("arm", ["ema", "curriculum"])
 @pytest.mark.parametrize("stop", [1, 5, 10])
-def test_a_run_stopped_anywhere_and_resumed_equals_the_uninterrupted_one_bit_for_bit(fresh, arm, stop):
-    a, b = (fresh(arm, copy) for copy in "ab")
-    whole = train.train(a)
+def test_a_run_stopped_anywhere_and_resumed_equals_the_uninterrupted_one_bit_for_bit(fresh, whole, arm, stop):
+    a, b = whole[arm], fresh(arm)
+    rows = rows_of(a.path.with_suffix(".jsonl"))
     part = train.train(b, stopping=stop_at(stop))
-    assert len(part) < len(whole) and load_checkpoint(b.path)["step"] == stop
-    assert train.train(b) == whole
+    assert len(part) < len(rows) and load_checkpoint(b.path)["step"] == stop
+    assert train.train(b) == rows == rows_of(b.path.with_suffix(".jsonl"))
     assert equal(weights(a.path), weights(b.path))
-    assert rows_of(b.path.with_suffix(".jsonl")) == whole == rows_of(a.path.with_suffix(".jsonl"))
+
+
+def test_a_study_that_is_interrupted_leaves_no_child_says_how_to_continue_and_continues(running):
+    path, process = running
+    arms, deadline = [path / f"runs/smoke/seed3000/{name}.pt" for name in ("target", "ema")], time.time() + 60
+    while time.time() < deadline and not all(arm.exists() for arm in arms):
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and "to continue: python train.py --preset smoke" in err
+    assert all(5 <= load_checkpoint(arm)["step"] < 100_000 for arm in arms)
+    with pytest.raises(ProcessLookupError):  # raised once the last process of the group is gone
+        for _ in range(100):
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
 
 
 def test_a_base_resumed_in_its_middle_equals_the_uninterrupted_one(smoke, tmp_path):
@@ -206,24 +244,6 @@ def test_a_checkpoint_can_be_benchmarked_and_sampled_and_an_arm_run_from_a_given
                           "--name", "one")
     assert code == 0 and (path / "runs/one/seed3001/low-lr.pt").exists(), err
     assert not (path / "runs/one/seed3001/base.pt").exists()
-
-
-def test_a_study_that_is_interrupted_leaves_no_child_says_how_to_continue_and_continues(smoke, tmp_path):
-    flags = [sys.executable, ROOT / "train.py", *SMOKE, "--init", smoke[1] / "base.pt", "--steps", "3000",
-             "--checkpoint_every", "5", "--only", "target,ema"]
-    process = subprocess.Popen(flags, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-                               start_new_session=True)
-    arms, deadline = [tmp_path / f"runs/smoke/seed3000/{name}.pt" for name in ("target", "ema")], time.time() + 60
-    while time.time() < deadline and not all(path.exists() for path in arms):
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 130 and "to continue: python train.py --preset smoke" in err
-    assert all(5 <= load_checkpoint(path)["step"] < 3000 for path in arms)
-    with pytest.raises(ProcessLookupError):  # raised once the last process of the group is gone
-        for _ in range(100):
-            os.killpg(process.pid, 0)
-            time.sleep(0.1)
 
 
 def test_a_run_folder_of_other_settings_is_refused_and_left_as_it_was(study, call):
