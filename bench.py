@@ -683,15 +683,15 @@ CLAIMS = [
 
 
 def verdicts(log, study="main"):
-    """A dict per claim of a study: id, claim, criterion, verdict, number. Inconclusive without its arms."""
+    """A dict per claim of a study: id, claim, criterion, verdict, number. Without its arms it is not run."""
     found = []
     for claim in [claim for claim in CLAIMS if claim.study == study]:
         missing = [arm for arm in claim.arms if arm not in log.arms]
         if claim.id in ("C3", "C5", "C6", "C8") and not log.has("label_target") and not missing:
             missing = ["no task in the target language"]
-        verdict, number = "inconclusive", f"not run to the end: {', '.join(missing) or 'some arms'}"
+        verdict, number = "not run", f"missing: {', '.join(missing) or 'the end of some arms'}"
         if not log.arms:
-            verdict, number = "not run", "this study has not been run yet"
+            number = "this study has not been run yet"
         elif log.seeds and not missing:
             verdict, number = claim.judge(log)
         found.append({"id": claim.id, "claim": claim.text, "criterion": claim.criterion, "verdict": verdict,
@@ -932,9 +932,11 @@ def report(folder):
                           "arms": numbers}, indent=1)
     write_atomically(folder / "summary.json", lambda path: path.write_text(summary + "\n"))
     draw_figure(log, info["study"], folder / "figure.png", title)
-    found = [f"{v['id']} {v['verdict']:>14}: {v['claim']} ({v['number']})" for v in claims]
-    return "\n\n".join([heading, ends_table(log, info["arms"], HEADINGS, most=7), spread, "\n".join(found),
-                        f"report: {folder / 'report.md'}\nfigure: {folder / 'figure.png'}"])
+    judged = [v for v in claims if v["verdict"] != "not run"]
+    found = [f"{v['id']} {v['verdict']:>14}: {v['claim']} ({v['number']})" for v in judged]
+    parts = [heading, ends_table(log, info["arms"], HEADINGS, most=7), spread, "\n".join(found),
+             f"report: {folder / 'report.md'}\nfigure: {folder / 'figure.png'}"]
+    return "\n\n".join(filter(None, parts))
 
 
 def variants(log, study):

@@ -332,11 +332,11 @@ def test_half_a_repair_is_partly_and_a_repair_that_costs_perplexity_is_no_full_o
     assert judged(a_log(**arms))["C5"] == "not reproduced"
 
 
-def test_a_missing_arm_an_unfinished_seed_or_no_icl_in_the_base_is_inconclusive():
-    assert judged(a_log(target=COLLAPSED))["C1"] == "inconclusive"
+def test_a_claim_without_its_arms_or_their_ends_is_not_run_and_without_icl_in_the_base_inconclusive():
+    assert judged(a_log(target=COLLAPSED))["C1"] == "not run"
     log = a_log(seeds=1, **{"target": COLLAPSED, "target+english": {}})
     log = bench.Log([r for r in log.rows.values() if not (r["arm"] == "target" and r["step"] == 100)])
-    assert judged(log)["C2"] == "inconclusive"
+    assert judged(log)["C2"] == "not run"
     rows = [r | {"gain": 0.0} for r in a_log(**{"target": {}, "target+english": {}}).rows.values()]
     assert judged(bench.Log(rows))["C2"] == "inconclusive"
 
@@ -360,7 +360,7 @@ def test_c7_wants_a_smaller_shift_and_a_higher_perplexity_at_every_rank():
     assert judged(a_log(**arms), "constraints") == {"C7": "reproduced"}
     assert judged(a_log(**arms | {"lora-64": {"shift_l2": 1.0}}), "constraints") == {"C7": "partly"}
     assert judged(a_log(**{"target": {}} | dict.fromkeys(bench.RANKS, {})), "constraints") == {"C7": "not reproduced"}
-    assert judged(a_log(**{"target": {}, "lora-1": hindered}), "constraints") == {"C7": "inconclusive"}
+    assert judged(a_log(**{"target": {}, "lora-1": hindered}), "constraints") == {"C7": "not run"}
 
 
 @pytest.mark.parametrize("gaps, verdict", [([40, 30, 25, 20, 5], "reproduced"), ([12, 10, 9, 8, 5], "partly"),
