@@ -370,7 +370,8 @@ def test_a_study_with_other_bases_and_one_that_goes_on_from_arms_share_what_was_
     before = {p: p.stat().st_mtime_ns for p in (path / "runs/smoke").glob("seed*/*.pt")}
     flags = [*SMOKE, "--study", "languages", "--only", "near,near+english"]
     code, out, err = call(path, "train.py", *flags)
-    assert code == 0 and (path / "runs/smoke/seed3000/near/base.pt").exists() and "C8" in out, err
+    assert code == 0 and (path / "runs/smoke/seed3000/near/base.pt").exists() and "near+english" in out, err
+    assert "C8" not in out and "**not run** | missing: seen-0.1" in (path / "runs/smoke/languages/report.md").read_text()
     code, out, err = call(path, "train.py", *SMOKE, "--study", "relearn", "--only", "ema-then-english")
     rows, ended = rows_of(path / "runs/smoke/relearn/metrics.jsonl"), rows_of(path / "runs/smoke/seed3000/ema.jsonl")[-1]
     assert code == 0 and rows[0]["copain"] == ended["copain"] and rows[-1]["step"] == 50, err
