@@ -815,7 +815,8 @@ def open_run(s, run):
     record = {"settings": settings, "machines": [machine], "commits": [code_version()]}
     if path.exists():
         old = parse_object(path.read_bytes(), f"{path} is not the record of a run, choose another --name")
-        require(record.keys() <= old.keys(), f"{path} is not the record of a run: choose another --name")
+        whole = all(isinstance(old.get(key), type(value)) for key, value in record.items())
+        require(whole, f"{path} is not the record of a run: choose another --name")
         if any(file.suffix in (".pt", ".damaged") for file in run.rglob("*")):
             refuse_differences(run, old["settings"], settings)
             for key in ("machines", "commits"):

@@ -34,6 +34,7 @@ def make(path, name):
     else:
         file.write_bytes({"empty.pt": b"", "garbage.pt": b"not a checkpoint", "half.pt": good[:len(good) // 2],
                           "runs/no_record/settings.json": b"{", "runs/list_record/settings.json": b"[]", "a_file": b"",
+                          "runs/null_record/settings.json": b'{"settings": null, "machines": [], "commits": []}',
                           "runs/smoke": b""}[name])
 
 
@@ -102,6 +103,7 @@ TRAIN = [
     (["--steps", "99999999999999"], "steps is 99999999999999"), (["--leak_check", "maybe"], "leak_check"),
     # run folders
     (["--name", "no_record"], "not the record of a run"), (["--name", "list_record"], "not the record of a run"),
+    (["--name", "null_record"], "not the record of a run"),
     (["--name", "smoke"], "runs/smoke")]
 BENCH = [
     ([], "give a model"), ([GOOD, "--sample", "--language", "klingon"], "'klingon'.*english, target"),
@@ -119,7 +121,7 @@ MODEL = [([GOOD, "--exprt", "out"], "--exprt"), (["none.pt", "--export", "out"],
                          + [("data.py", *case) for case in DATA] + [("model.py", *case) for case in MODEL])
 def test_a_mistake_gets_one_line_exit_code_2_and_writes_nothing(folder, call, script, flags, words):
     given = {"no_record": "runs/no_record/settings.json", "list_record": "runs/list_record/settings.json",
-             "smoke": "runs/smoke"}
+             "null_record": "runs/null_record/settings.json", "smoke": "runs/smoke"}
     for flag in flags:
         if flag in given or flag in ("a_file", "folder.pt") or flag.endswith(".pt") and flag not in ("none.pt", GOOD):
             make(folder, given.get(flag, flag))
