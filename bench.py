@@ -1141,8 +1141,7 @@ def score_files(model, tok, copain=None, tasks=(), n_shots=3):
 
 
 def main():
-    parser = one_line_parser(description=__doc__)
-    parser.argument_default = None  # here a flag that is not given is None
+    parser = one_line_parser(argument_default=None, description=__doc__)
     flag = parser.add_argument
     flag("model", nargs="?", help="a .pt file under runs/, or a folder with the files of a GPT-2")
     flag("--copain", metavar="PATH", help="Copain's published rows: a file of one task, or a folder of all")

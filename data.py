@@ -640,9 +640,9 @@ class Mixture:
 
 
 # ----------------------------------------------------------------------------------------------- command line
-def one_line_parser(**kwargs):
-    """A parser that names a mistake in one line. A flag that is not given is left out."""
-    parser = argparse.ArgumentParser(allow_abbrev=False, argument_default=argparse.SUPPRESS,
+def one_line_parser(argument_default=argparse.SUPPRESS, **kwargs):
+    """A parser that names a mistake in one line. By default, a flag that is not given is left out."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, argument_default=argument_default,
                                      formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
     parser.error = refuse
     return parser

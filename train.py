@@ -175,11 +175,6 @@ def default_pairs(arms):
     return [(name, partner[name]) for name in arms if name in partner]
 
 
-def with_english(bases, end=""):
-    """Two arms from every base, without English and with it."""
-    return [f"{base}{english}{end}" for base in bases for english in ("", "+english")]
-
-
 STUDIES = {
     "main": Study(
         "Does English in the mixture matter, and do a curriculum or an EMA stand in for it?", list(MAIN)),
@@ -217,10 +212,10 @@ STUDIES = {
         "frozen-blocks".split()),
     "languages": Study(
         "Does English matter more, the less of the language the base has seen?",
-        with_english(bench.SEEN) + with_english(bench.SEEN, "-lr-0.1")),
+        [name + end for end in ("", "-lr-0.1") for name in bench.C8_ARMS]),
     "distance": Study(
         "Does English matter more, the further the language is from English?",
-        with_english("near target far none".split())),
+        "near near+english target target+english far far+english none none+english".split()),
     "scale": Study(
         "Do the findings hold for smaller and larger models?",
         [size + name for size in ("small-", "", "large-") for name in MAIN]),
@@ -1086,9 +1081,9 @@ def finish(s, jobs, record):
         folder = write_study(s, record, left_out)
         try:
             print(bench.report(folder))
-            names = [*STUDIES, *STUDIES]  # after the last study comes the first
-            more = f"{names[names.index(s.study) + 1]}" if s.seeds > 1 else f"{s.study} --seeds 5"
             if not (s.source or s.init):
+                names = [*STUDIES, *STUDIES]  # after the last study comes the first
+                more = names[names.index(s.study) + 1] if s.seeds > 1 else f"{s.study} --seeds 5"
                 print(f"try next: python train.py --preset {s.preset} --study {more}")
         except ValueError as e:
             if not failed and not left_out:

@@ -95,6 +95,16 @@ def fresh(smoke, tmp_path):
     return make
 
 
+@pytest.fixture(scope="session")
+def whole(smoke, tmp_path_factory):
+    """{arm: (rows, checkpoint)} of arms that ran without a stop."""
+    (s, folder), ends = smoke, {}
+    for name in ("ema", "curriculum"):
+        job = arm_in(shutil.copytree(folder, tmp_path_factory.mktemp("whole") / "run"), s, name)
+        ends[name] = train.train(job), load_checkpoint(job.path)
+    return ends
+
+
 def stop_at(n):
     """A function that is true the n-th time (from 0) it is asked, and never else."""
     calls = iter(range(10 ** 6))

@@ -31,16 +31,6 @@ def stopped(stopped_once, tmp_path):
     return arm_in(shutil.copytree(folder, tmp_path / "run"), s, "ema")
 
 
-@pytest.fixture(scope="module")
-def whole(smoke, tmp_path_factory):
-    """The same arm without interruption: (rows, checkpoint)."""
-    s, folder = smoke
-    path = tmp_path_factory.mktemp("whole") / "run"
-    shutil.copytree(folder, path)
-    job = arm_in(path, s, "ema")
-    return train.train(job), load_checkpoint(job.path)
-
-
 # ------------------------------------------------------------------------------------------------------- checkpoints
 @pytest.mark.parametrize("harm", ["truncated", "emptied", "flipped", "removed"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_leads_to_the_same_end(stopped, whole, harm, capsys):
@@ -55,7 +45,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_leads_to_the_same_e
         path.write_bytes({"truncated": data[:len(data) // 2], "emptied": b"", "flipped": data}[harm])
     rows = train.train(stopped)
     assert harm == "removed" or "ema.pt" in capsys.readouterr().err
-    assert rows == whole[0] and checksum(load_checkpoint(path)) == checksum(whole[1])
+    assert rows == whole["ema"][0] and checksum(load_checkpoint(path)) == checksum(whole["ema"][1])
 
 
 @pytest.mark.parametrize("place", [0.01, 0.2, 0.4, 0.6, 0.8, 0.95])
@@ -133,7 +123,7 @@ def test_a_stop_during_an_evaluation_keeps_its_row_and_the_run_goes_on_to_the_sa
     part = train.train(job, stopping=lambda: len(asked) == 3)
     assert [row["step"] for row in part] == [0, 1, 2] and load_checkpoint(job.path)["step"] == 2
     monkeypatch.setattr(bench, "evaluate", evaluate)
-    assert train.train(job) == whole[0] and checksum(load_checkpoint(job.path)) == checksum(whole[1])
+    assert train.train(job) == whole["ema"][0] and checksum(load_checkpoint(job.path)) == checksum(whole["ema"][1])
 
 
 def test_a_run_without_its_last_row_is_not_finished_until_that_row_is_measured(fresh, whole):
@@ -144,7 +134,7 @@ def test_a_run_without_its_last_row_is_not_finished_until_that_row_is_measured(f
     save_checkpoint(job.path, ckpt | {"rows": ckpt["rows"][:-1]})
     assert job.so_far()["step"] == 12 and not job.finished()
     last = train.train(job)[-1]
-    assert job.finished() and last["copain"] == whole[0][-1]["copain"] and last["shift_l2"] == whole[0][-1]["shift_l2"]
+    assert job.finished() and last["copain"] == whole["ema"][0][-1]["copain"] and last["shift_l2"] == whole["ema"][0][-1]["shift_l2"]
 
 
 @pytest.fixture(scope="module", autouse=True)

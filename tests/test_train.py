@@ -14,7 +14,7 @@ import torch
 
 import bench
 import train
-from conftest import ROOT, SMOKE, arm_in, equal, rows_of, stop_at, weights
+from conftest import ROOT, SMOKE, equal, rows_of, stop_at, weights
 from curriculum import Curriculum
 from data import Mixture
 from model import GPT, GPTConfig, load_checkpoint, model_from_checkpoint, save_checkpoint
@@ -95,26 +95,14 @@ def test_evaluation_frequency_leaves_training_bit_identical(fresh, monkeypatch):
     assert equal(weights(a.path), weights(b.path))
 
 
-@pytest.fixture(scope="module")
-def whole(smoke, tmp_path_factory):
-    """{arm: its job, run without a stop}."""
-    s, folder = smoke
-    jobs = {}
-    for name in ("ema", "curriculum"):
-        jobs[name] = arm_in(shutil.copytree(folder, tmp_path_factory.mktemp("whole") / "run"), s, name)
-        train.train(jobs[name])
-    return jobs
-
-
 @pytest.mark.parametrize("arm", ["ema", "curriculum"])
 @pytest.mark.parametrize("stop", [1, 5, 10])
 def test_a_run_stopped_anywhere_and_resumed_equals_the_uninterrupted_one_bit_for_bit(fresh, whole, arm, stop):
-    a, b = whole[arm], fresh(arm)
-    rows = rows_of(a.path.with_suffix(".jsonl"))
-    part = train.train(b, stopping=stop_at(stop))
-    assert len(part) < len(rows) and load_checkpoint(b.path)["step"] == stop
-    assert train.train(b) == rows == rows_of(b.path.with_suffix(".jsonl"))
-    assert equal(weights(a.path), weights(b.path))
+    job, (rows, ckpt) = fresh(arm), whole[arm]
+    part = train.train(job, stopping=stop_at(stop))
+    assert len(part) < len(rows) and load_checkpoint(job.path)["step"] == stop
+    assert train.train(job) == rows == rows_of(job.path.with_suffix(".jsonl"))
+    assert equal(ckpt["model"], weights(job.path))
 
 
 def test_a_study_that_is_interrupted_leaves_no_child_says_how_to_continue_and_continues(running):
