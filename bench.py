@@ -636,17 +636,18 @@ def judge_c7(log):
 
 
 def judge_c8(log):
-    gaps = {base: log(f"{base}+english", "label_target") - log(base, "label_target") for base in SEEN}
-    weakest, more = log.estimate(f"{SEEN[0]}+english", "label_target"), gaps[SEEN[0]] - gaps[SEEN[-1]]
-    more, verdict = Estimate.of(more), "inconclusive"
-    if weakest.low > log.chance["label_target"] + GAP:  # else nothing emerges that English could save
+    weak, strong = (log(f"{base}+english", "label_target") - log(base, "label_target")
+                    for base in (SEEN[0], SEEN[-1]))
+    more, verdict = Estimate.of(weak - strong), "inconclusive"
+    end, chance = log.estimate(f"{SEEN[0]}+english", "label_target"), log.chance["label_target"]
+    if end.low > chance + GAP:  # else nothing emerges that English could save
         if more.low > 0:
             verdict = "reproduced" if more.mean >= GAP else "partly"
         elif more.high < GAP:
             verdict = "not reproduced"
-    texts = ", ".join(f"{base} {Estimate.of(values).text()}" for base, values in gaps.items())
-    return verdict, (f"label task with - without English: {texts}; weakest - strongest base {more.text()} "
-                     f"points; with English the weakest ends at {weakest.text()}%")
+    return verdict, (f"label task with - without English: weakest base {Estimate.of(weak).text()}, strongest "
+                     f"{Estimate.of(strong).text()}, difference {more.text()} points; with English the "
+                     f"weakest ends at {end.text()}%, chance {chance:.0f}")
 
 
 # A claim and what settles it. arms: those that it needs; judge(log) gives a verdict and what was measured.
@@ -753,6 +754,8 @@ POINTS = [  # key, heading of its difference, heading of the share of what Engli
     ("copain", "Copain, points", "of Copain's gap"), ("gain", "gain from shots, points", "of its gap"),
     ("label_target", "label task, points", "of the label task's gap"),
     ("cloze_target", "cloze task, points", "")]
+RATIOS = {"ppl_target": "target ppl, ratio", "label_ppl_target": "label ppl, ratio",
+          "shift_l2": "L2 shift, ratio"}
 
 
 def markdown(heading, rows):
@@ -783,7 +786,8 @@ def pairs_table(log, pairs):
     """Paired differences between arms at their end. Against `target`, or a variant such as target-at-40, also
     the share of what English gains there."""
     points, rows = [point for point in POINTS if log.has(point[0])], []
-    heading = ["arms", *(title for _, title, _ in points), "target ppl, ratio", "L2 shift, ratio",
+    ratios = {key: title for key, title in RATIOS.items() if log.has(key)}
+    heading = ["arms", *(title for _, title, _ in points), *ratios.values(),
                *(title for _, _, title in points if title)]
     for a, b in pairs:
         if a not in log.arms or b not in log.arms:
@@ -798,7 +802,7 @@ def pairs_table(log, pairs):
             row.append(gain.text())
             if title:
                 shares.append(share)
-        rows.append(row + [ratio(log, key, a, b).text(3) for key in ("ppl_target", "shift_l2")] + shares)
+        rows.append(row + [ratio(log, key, a, b).text(3) for key in ratios] + shares)
     return markdown(heading, rows)
 
 
@@ -874,10 +878,10 @@ def report_text(log, info, claims, heading, spread):
                  markdown(["id", "claim", "criterion", "verdict", "measured"], rows)]
     for title, chosen in variants(log, info["study"]).items():
         judged = info["study"] if claims else "main"
-        found = verdicts(renamed(log, chosen), judged)
-        rows = [[v["id"], v["claim"], f"**{v['verdict']}**", v["number"]] for v in found]
+        these = renamed(log, chosen)
+        rows = [[v["id"], v["claim"], f"**{v['verdict']}**", v["number"]] for v in verdicts(these, judged)]
         text += [f"## {title}", f"The claims of `{judged}`, judged on {', '.join(chosen.values())}.",
-                 markdown(["id", "claim", "verdict", "measured"], rows)]
+                 markdown(["id", "claim", "verdict", "measured"], rows), pairs_table(these, info["pairs"])]
     text += ["## Arm against arm", "Differences and ratios at the end, paired by run; the gap is what "
              "target+english gains over target.", pairs_table(log, info["pairs"]),
              "## Is it in-context learning?", "Without shots, or with shots whose answers are shuffled, a "
