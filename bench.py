@@ -631,7 +631,7 @@ def judge_c7(log):
     for arm in RANKS:
         ppl, shift = ratio(log, "ppl_target", arm, "target"), ratio(log, "shift_l2", arm, "target")
         conditions.append(ppl.low > 1 and ppl.mean >= PPL_MARGIN and shift.high < 1)
-        texts.append(f"{arm} {ppl.text(2)}, {shift.text(2)}")
+        texts.append(f"{arm} {ppl.text(3)}, {shift.text(2)}")
     return grade(conditions, conditions), "perplexity and L2 shift over target's: " + "; ".join(texts)
 
 
