@@ -542,6 +542,9 @@ T_TE = ["target", "target+english"]
 RANKS = ["lora-1", "lora-4", "lora-16", "lora-64"]              # C7
 SEEN = ["seen-0.1", "seen-0.3", "target", "seen-5", "seen-20"]  # C8: bases, the weakest in the language first
 C8_ARMS = [base + english for base in SEEN for english in ("", "+english")]
+ARMS_LIKE_T_TE = {  # in these studies: pairs of arms that differ as t and te do
+    "optimizer": [T_TE, ["filled-moments", "filled+english"], ["adamw", "adamw+english"]],
+    "distance": [["near", "near+english"], T_TE, ["far", "far+english"], ["none", "none+english"]]}
 
 
 def grade(all_of, any_of):
@@ -767,6 +770,12 @@ def markdown(heading, rows):
     return "\n".join(lines)
 
 
+def claims_table(claims, **headings):
+    """Claims as verdicts() gives them. headings: for each column, the field of a claim and the title."""
+    rows = [[f"**{v[key]}**" if key == "verdict" else v[key] for key in headings] for v in claims]
+    return markdown(list(headings.values()), rows)
+
+
 def ends_table(log, arms, headings, most=99):
     """Metrics of what the arms started from, then of every arm's end. arms: {name: fields of train.Arm}."""
     keys, rows, lines = [key for key in headings if log.has(key)][:most], [], {}
@@ -871,17 +880,20 @@ def report_text(log, info, claims, heading, spread):
              f"Chance: Copain {COPAIN_CHANCE:.1f}% by copying a random element of the list, label task "
              f"{log.chance['label_target']:.0f}%, cloze task 25%."]
     if claims:
-        rows = [[v["id"], v["claim"], v["criterion"], f"**{v['verdict']}**", v["number"]] for v in claims]
         text += ["## Verdicts", "Criteria were fixed before the run (bench.py, CLAIMS); te is the arm "
                  "target+english, t the arm target. With several runs, above, below and within hold for the "
                  "whole 95% interval, paired by run; a size, such as 10 points, is that of the mean.",
-                 markdown(["id", "claim", "criterion", "verdict", "measured"], rows)]
+                 claims_table(claims, id="id", claim="claim", criterion="criterion", verdict="verdict",
+                              number="measured")]
     for title, chosen in variants(log, info["study"]).items():
-        judged = info["study"] if claims else "main"
-        these = renamed(log, chosen)
-        rows = [[v["id"], v["claim"], f"**{v['verdict']}**", v["number"]] for v in verdicts(these, judged)]
+        if not chosen:  # none of these arms has been run
+            continue
+        judged, these = info["study"] if claims else "main", renamed(log, chosen)
         text += [f"## {title}", f"The claims of `{judged}`, judged on {', '.join(chosen.values())}.",
-                 markdown(["id", "claim", "verdict", "measured"], rows), pairs_table(these, info["pairs"])]
+                 claims_table(verdicts(these, judged), id="id", claim="claim", verdict="verdict",
+                              number="measured")]
+        if info["study"] in ("learning-rate", "languages"):  # they compare arms at different rates
+            text.append(pairs_table(these, info["pairs"]))
     text += ["## Arm against arm", "Differences and ratios at the end, paired by run; the gap is what "
              "target+english gains over target.", pairs_table(log, info["pairs"]),
              "## Is it in-context learning?", "Without shots, or with shots whose answers are shuffled, a "
@@ -931,7 +943,11 @@ def report(folder):
     text = "\n\n".join(report_text(log, info, claims, heading, spread))
     write_atomically(folder / "report.md", lambda path: path.write_text(text))
     for arm in log.arms:
-        numbers[arm] = {key: asdict(log.estimate(arm, key)) for key in HEADINGS if log.has(key)}
+        numbers[arm] = {}
+        for key in HEADINGS:
+            if log.has(key):  # the digits after the eighth differ between processors
+                estimate = asdict(log.estimate(arm, key))
+                numbers[arm][key] = {name: float(f"{x:.8g}") for name, x in estimate.items()}
     summary = json.dumps({"study": info["study"], "seeds": log.seeds, "step": log.last, "claims": claims,
                           "arms": numbers}, indent=1)
     write_atomically(folder / "summary.json", lambda path: path.write_text(summary + "\n"))
@@ -945,20 +961,25 @@ def report(folder):
 
 def variants(log, study):
     """{heading: {arm of a claim: arm in its place}}: where a study judges its claims, or main's, again."""
+    found = {}
     if study == "schedule":
-        found = {}
         for end in ("", "-at-40", "-paper"):
-            arms = {arm: arm + end for arm in ARM_STYLE if arm + end in log.arms}
-            found[f"Verdicts with the schedule of target{end}"] = arms
-        return found
-    if study in ("learning-rate", "languages"):
+            found[f"Verdicts with the schedule of target{end}"] = {arm: arm + end for arm in ARM_STYLE}
+    elif study == "scale":
+        for size in ("small-", "", "large-"):
+            found[f"Verdicts with the model of {size}target"] = {arm: size + arm for arm in ARM_STYLE}
+    elif study in ARMS_LIKE_T_TE:
+        for pair in ARMS_LIKE_T_TE[study]:
+            found[f"Verdicts on {' and '.join(pair)}"] = dict(zip(T_TE, pair))
+    elif study in ("learning-rate", "languages"):
         best = {}
         for name in C8_ARMS if study == "languages" else ARM_STYLE:
             rates = [arm for arm in log.arms if arm == name or arm.startswith(f"{name}-lr-")]
             if rates:
                 best[name] = min(rates, key=lambda arm: log.estimate(arm, "ppl_target").mean)
-        return {"Verdicts where each arm has the rate of its lowest target perplexity": best}
-    return {}
+        found["Verdicts where each arm has the rate of its lowest target perplexity"] = best
+    return {heading: {arm: name for arm, name in arms.items() if name in log.arms}
+            for heading, arms in found.items()}
 
 
 def renamed(log, arms):
@@ -982,9 +1003,10 @@ def findings(results):
         log = logs.get(study, Log([]))
         runs = f"{study}, {len(log.seeds)} runs" if log.seeds else study
         for v in verdicts(log, study):
-            claims.append([v["id"], v["claim"], f"**{v['verdict']}**", v["number"], runs])
-    heading = ["", "claim", "verdict", "measured, mean [95% interval over runs]", "study"]
-    return "\n\n".join([markdown(heading, claims), *parts])
+            claims.append(v | {"study": runs})
+    table = claims_table(claims, id="", claim="claim", verdict="verdict",
+                         number="measured, mean [95% interval over runs]", study="study")
+    return "\n\n".join([table, *parts])
 
 
 # ---------------------------------------------------------------------------------------------------- figures

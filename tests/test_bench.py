@@ -465,6 +465,16 @@ def test_the_study_schedule_judges_the_claims_of_main_with_each_schedule():
     assert verdicts == ["reproduced", "not run", "not reproduced"]  # at -at-40 there is no arm
 
 
+@pytest.mark.parametrize("study, collapsed, sound", [
+    ("scale", ("small-target", "small-target+english"), ("large-target", "large-target+english")),
+    ("distance", ("far", "far+english"), ("none", "none+english")),
+    ("optimizer", ("filled-moments", "filled+english"), ("adamw", "adamw+english"))])
+def test_a_study_of_models_languages_or_optimizers_judges_the_claims_for_each(study, collapsed, sound):
+    log = a_log(**{collapsed[0]: COLLAPSED, collapsed[1]: {}, sound[0]: {}, sound[1]: {}})
+    found = [(arms, judged(bench.renamed(log, arms))["C2"]) for arms in bench.variants(log, study).values() if arms]
+    assert [(tuple(arms.values()), verdict) for arms, verdict in found] == [(collapsed, "reproduced"), (sound, "not reproduced")]
+
+
 def test_a_share_of_a_gap_is_of_what_english_gains_in_the_same_variant():
     low, high = dict(copain=20.0), dict(copain=80.0)
     log = a_log(**{"target-paper": low, "target+english-paper": high, "ema-paper": dict(copain=50.0), "target": low})
