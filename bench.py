@@ -908,21 +908,28 @@ def report_text(log, info, claims, heading, spread):
                    f"```json\n{json.dumps({'arms': arms, **info['settings']}, indent=1)}\n```\n"]
 
 
-def draw_figure(log, study, path, title):
+def draw_figure(log, info, path, title):
     """The picture that suits a study. title: its message."""
-    runs = f"one run, base seed {log.seeds[0]}"
+    study, runs = info["study"], f"one run, base seed {log.seeds[0]}"
     if len(log.seeds) > 1:
         runs = f"means of {len(log.seeds)} runs, base seeds {log.seeds[0]} to {log.seeds[-1]}; thin: a run"
-    title = f"{title}\n{runs}"
+    title, keys = f"{title}\n{runs}", ["ppl_target", "copain", "gain", "label_target"]
     if study == "main":
         draw_curves(log, path, f"{title}; of the same third of the items at every step")
     elif study == "replay-dose" and set(log.arms) == set(DOSES):
-        draw_dose(log, path, title, DOSES, "English, % of the tokens")
+        draw_dose(log, path, title, keys, DOSES, "English, % of the tokens")
     elif study == "placement" and set(log.arms) == set(WINDOWS | BESIDE):
         label = "English in the first ... % of the steps\n(right of 10: as much of it, at another time)"
-        draw_dose(log, path, title, WINDOWS, label)
+        draw_dose(log, path, title, keys, WINDOWS, label)
     elif study in ("learning-rate", "constraints"):
-        draw_frontier(log, path, f"{title}; large marker: highest rate, rank or penalty")
+        ppl = {arm: log.estimate(arm, "ppl_target").mean for arm in log.arms}
+        title = f"{title}; large marker: highest rate, rank or penalty"
+        draw_families(log, path, title, keys[1:], ppl, "target perplexity")
+    elif study in ALONG and "bases" in info:
+        setting, label = ALONG[study]
+        settings = {arm: info["settings"] | info["bases"][info["arms"][arm]["base"]] for arm in log.arms}
+        xs = {arm: settings[arm][setting] for arm in log.arms}
+        draw_families(log, path, f"{title}; large marker: last arm", keys, xs, label)
     else:
         title = title.replace("thin: a run", "bars: 95% t intervals; ticks: runs")
         draw_ends(log, path, f"{title}; hollow: gain from shots, points")
@@ -951,7 +958,7 @@ def report(folder):
     summary = json.dumps({"study": info["study"], "seeds": log.seeds, "step": log.last, "claims": claims,
                           "arms": numbers}, indent=1)
     write_atomically(folder / "summary.json", lambda path: path.write_text(summary + "\n"))
-    draw_figure(log, info["study"], folder / "figure.png", title)
+    draw_figure(log, info, folder / "figure.png", title)
     judged = [v for v in claims if v["verdict"] != "not run"]
     found = [f"{v['id']} {v['verdict']:>14}: {v['claim']} ({v['number']})" for v in judged]
     parts = [heading, ends_table(log, info["arms"], HEADINGS, most=7), spread, "\n".join(found),
@@ -1020,6 +1027,8 @@ MORE_COLOURS = ["#332288", "#999933", "#882255", "#888888", "#E69F00", "#56B4E9"
 DOSES = {"target": 0, "english-1": 1, "english-5": 5, "target+english": 20, "english-50": 50}
 WINDOWS = {"target": 0, "first-5": 5, "curriculum": 10, "first-20": 20, "first-40": 40, "target+english": 100}
 BESIDE = {"middle": 12, "last": 14.4, "spread": 17.3}  # as much English as in curriculum: drawn beside it
+ALONG = {  # studies of bases: what is along x, a setting of the base
+    "scale": ("n_embd", "channels (n_embd)"), "distance": ("cognates", "nouns spelled as in English")}
 
 
 def arm_styles(log):
@@ -1092,21 +1101,20 @@ def draw_curves(log, path, heading):
     draw_lines(log, path, heading, PANELS, lines, log.curve, "step", ticks)
 
 
-def draw_dose(log, path, heading, doses, label):
+def draw_dose(log, path, heading, keys, doses, label):
     """The ends of arms along their dose of English."""
     lines = [(("mean of the runs", "0.6", ""), [(dose, arm, log.last) for arm, dose in doses.items()])]
     for arm, style in arm_styles(log).items():
         lines.append((style, [((doses | BESIDE)[arm], arm, log.last)]))
-    keys = ["ppl_target", "copain", "gain", "label_target"]
     draw_lines(log, path, heading, keys, lines, log, label, list(doses.values()))
 
 
-def draw_frontier(log, path, heading):
-    """What arms keep against what they learn: a line per family, the last arm of it large."""
+def draw_families(log, path, heading, keys, xs, label):
+    """The ends of arms along xs, {arm: x}: a line per family, the last arm of it large."""
     ends = defaultdict(list)
     for arm, style in arm_styles(log).items():
-        ends[style].append((log.estimate(arm, "ppl_target").mean, arm, log.last))
-    draw_lines(log, path, heading, ["copain", "gain", "label_target"], ends.items(), log, "target perplexity")
+        ends[style].append((xs[arm], arm, log.last))
+    draw_lines(log, path, heading, keys, ends.items(), log, label)
 
 
 def draw_ends(log, path, heading):

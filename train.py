@@ -1056,8 +1056,8 @@ def write_study(s, record, left_out):
     write_lines(folder / "metrics.jsonl", rows)
     more = [pair for pair in default_pairs(names) if not study.pairs or pair[0] not in study.arms]
     info = {"study": s.study, "question": study.question, "pairs": [*study.pairs, *more],
-            "left_out": left_out, "arms": {name: asdict(ARMS[name]) for name in names}, **record,
-            "settings": asdict(s)}
+            "left_out": left_out, "arms": {name: asdict(ARMS[name]) for name in names}, "bases": BASES,
+            **record, "settings": asdict(s)}
     if s.task:  # percent right by guessing
         items = bench.read_choices(s.task, s.shots)
         info["label_chance"] = 100 * float(np.mean([1 / len(item.choices) for item in items]))

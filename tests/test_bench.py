@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import bench
+import train
 from bench import (Benchmark, Estimate, choice_logprobs, choice_metrics, choice_scores, cloze_items, copain_answers,
                    copain_items, copain_metrics, encode_item, greedy_answers, label_items)
 from data import CATEGORIES, COPAIN_TASKS, HELD_OUT_FORMAT, NOUNS, VERBS, list_line, make_language
@@ -531,9 +532,11 @@ def test_a_report_says_of_which_items_a_table_is_and_has_every_rule(tmp_path):
 
 @pytest.mark.parametrize("study, arms", [
     ("replay-dose", bench.DOSES), ("learning-rate", ["target-lr-0.1", "target", "target-lr-2", "target+english"]),
-    ("distance", ["near", "near+english", "far", "far+english"])])
+    ("distance", ["near", "near+english", "far", "far+english"]), ("optimizer", ["target", "target+english", "adamw"])])
 def test_every_kind_of_picture_is_drawn(tmp_path, study, arms):
-    bench.draw_figure(a_log(**dict.fromkeys(arms, {})), study, tmp_path / "figure.png", "What it says")
+    info = {"study": study, "settings": dataclasses.asdict(train.Settings()), "bases": train.BASES,
+            "arms": {name: dataclasses.asdict(train.ARMS[name]) for name in arms}}
+    bench.draw_figure(a_log(**dict.fromkeys(arms, {})), info, tmp_path / "figure.png", "What it says")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
