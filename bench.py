@@ -1028,7 +1028,8 @@ DOSES = {"target": 0, "english-1": 1, "english-5": 5, "target+english": 20, "eng
 WINDOWS = {"target": 0, "first-5": 5, "curriculum": 10, "first-20": 20, "first-40": 40, "target+english": 100}
 BESIDE = {"middle": 12, "last": 14.4, "spread": 17.3}  # as much English as in curriculum: drawn beside it
 ALONG = {  # studies of bases: what is along x, a setting of the base
-    "scale": ("n_embd", "channels (n_embd)"), "distance": ("cognates", "nouns spelled as in English")}
+    "scale": ("n_embd", "channels (n_embd)"),
+    "distance": ("cognates", "share of nouns spelled as in English")}
 
 
 def arm_styles(log):
