@@ -156,7 +156,7 @@ for base in BASES:      # "seen-5" is target from that base, "seen-5+english" ta
 
 @dataclass(frozen=True)
 class Study:
-    """A question, the arms that answer it, and the pairs of arms to compare: by default default_pairs()."""
+    """A question, the arms that answer it, and more pairs of arms to compare than default_pairs() has."""
     question: str
     arms: list
     pairs: tuple = ()
@@ -177,7 +177,8 @@ def default_pairs(arms):
 
 STUDIES = {
     "main": Study(
-        "Does English in the mixture matter, and do a curriculum or an EMA stand in for it?", list(MAIN)),
+        "Does English in the mixture matter, and do a curriculum or an EMA stand in for it?", list(MAIN),
+        (("target+english", "ema"),)),
     "schedule": Study(
         "When does a short English curriculum work: must the rate have fallen when English ends?",
         [name + end for end in ("", "-at-40", "-paper") for name in MAIN]),
@@ -188,8 +189,7 @@ STUDIES = {
         "How much of the early loss is Adam's start at a high rate, and how much the new language?",
         "target target+english english-only no-warm-up filled-moments filled+english adamw "
         "adamw+english".split(),
-        (("target+english", "target"), ("no-warm-up", "target"), ("filled-moments", "target"),
-         ("filled+english", "filled-moments"), ("english-only", "target"), ("adamw+english", "adamw"))),
+        (("filled+english", "filled-moments"),)),
     "replay-content": Study(
         "Is it English, or the few-shot-like documents in it?",
         "target target+english english-prose english-repeats english-patterns other-rules third-language "
@@ -198,14 +198,14 @@ STUDIES = {
         "How much English is enough?", "target english-1 english-5 target+english english-50".split()),
     "placement": Study(
         "The same English at another time, and in longer or shorter windows: what does it take?",
-        "target target+english curriculum middle last spread first-5 first-20 first-40".split()),
+        "target target+english curriculum middle last spread first-5 first-20 first-40".split(),
+        (("curriculum", "middle"), ("curriculum", "last"), ("spread", "curriculum"))),
     "averaging": Study(
         "Does an EMA of the weights do anything that a smaller learning rate does not?",
         "target target+english ema low-lr ema-0.8 target-lr-0.2 ema-every-10 ema-every-50 shadow-ema "
         "flipped-ema target-lr-0.5".split(),
         (("ema", "low-lr"), ("ema-0.8", "target-lr-0.2"), ("ema-every-10", "low-lr"),
-         ("ema-every-50", "low-lr"), ("ema", "target"), ("ema-every-10", "target"),
-         ("ema-every-50", "target"), ("shadow-ema", "target"), ("flipped-ema", "target"))),
+         ("ema-every-50", "low-lr"))),
     "constraints": Study(
         "Do weights that may not move far keep the ability, and what does it cost?",
         "target target+english lora-1 lora-4 lora-16 lora-64 lora-16+wte l2-1 l2-10 frozen-attention "
@@ -1054,8 +1054,7 @@ def write_study(s, record, left_out):
             rows += make_job(s, i, name).so_far()["rows"]
     folder.mkdir(exist_ok=True)
     write_lines(folder / "metrics.jsonl", rows)
-    more = [pair for pair in default_pairs(names) if not study.pairs or pair[0] not in study.arms]
-    info = {"study": s.study, "question": study.question, "pairs": [*study.pairs, *more],
+    info = {"study": s.study, "question": study.question, "pairs": [*default_pairs(names), *study.pairs],
             "left_out": left_out, "arms": {name: asdict(ARMS[name]) for name in names}, "bases": BASES,
             **record, "settings": asdict(s)}
     if s.task:  # percent right by guessing
