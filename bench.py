@@ -335,10 +335,8 @@ def copain_row(items, answers, scores):
 
 def first_third(items):
     """The first third of the items of each task: the sample that curves are drawn from."""
-    of_task = defaultdict(list)
-    for item in items:
-        of_task[item.task].append(item)
-    return [item for some in of_task.values() for item in some[:math.ceil(len(some) / 3)]]
+    tasks = [list(some) for _, some in itertools.groupby(items, lambda item: item.task)]
+    return [item for some in tasks for item in some[:math.ceil(len(some) / 3)]]
 
 
 class Benchmark:

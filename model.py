@@ -360,23 +360,20 @@ def save_gpt2(model, folder):
         raise OSError(f"cannot write {folder}: {e.strerror}; what was there is untouched") from None
 
 
-def refuse(message):
-    """A user's mistake: one line, and exit code 2."""
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", help="a .pt file under runs/")
     parser.add_argument("--export", metavar="FOLDER", help="where to write it as GPT-2 is published")
-    parser.error = refuse
+    parser.error = lambda message: parser.exit(2, f"error: {message}\n")  # a user's mistake: one line
     flags = parser.parse_args()
     if bool(flags.checkpoint) != bool(flags.export):
         parser.error("give both a checkpoint and --export FOLDER, or neither")
     if flags.export:
-        save_gpt2(model_from_checkpoint(load_checkpoint(flags.checkpoint)), flags.export)
+        try:
+            save_gpt2(model_from_checkpoint(load_checkpoint(flags.checkpoint)), flags.export)
+        except (ValueError, OSError, MemoryError) as e:
+            parser.error(e)
         return print(f"{flags.export}: config.json and model.safetensors, as GPT-2 is published")
     with torch.device("meta"):
         print(f"GPT-2 124M: {GPT(GPTConfig()).num_params():,} parameters")
@@ -387,7 +384,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, MemoryError) as e:
-        refuse(e)
+    main()

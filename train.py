@@ -863,13 +863,13 @@ def prepare(job):
 
 
 # ------------------------------------------------------------------------------------------ jobs side by side
-def work(jobs, progress, workers, cores, gpu):
+def work(jobs, steps, losses, workers, cores, gpu):
     """The body of a process: it takes the next job that is free, trains it, and goes on until none is left.
 
     A job belongs to the process that holds its lock file. The operating system drops the lock when that
     process ends, for whatever reason. While the job runs, its .log already holds the error to report if the
-    process is killed. progress[2 i] and progress[2 i + 1] are the step of job i and its loss; the loss is 0
-    while nobody trains the job.
+    process is killed. steps[i] and losses[i] are those of job i, for the progress bar; the loss is 0 while
+    nobody trains the job.
     """
     signals, parent = [], mp.parent_process()
     signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
@@ -879,7 +879,7 @@ def work(jobs, progress, workers, cores, gpu):
         return signals or not parent.is_alive()
 
     def tell(i, step, loss):
-        progress[2 * i], progress[2 * i + 1] = step, loss
+        steps[i], losses[i] = step, loss
 
     while not stopping():
         left = [i for i, job in enumerate(jobs) if not (job.finished() or job.obstacle())]
@@ -902,7 +902,7 @@ def work(jobs, progress, workers, cores, gpu):
                         job.log.write_text(str(e))
                     except Exception:
                         job.log.write_text(traceback.format_exc())
-                    progress[2 * i + 1] = 0
+                    losses[i] = 0
         time.sleep(0.2)
 
 
@@ -924,16 +924,15 @@ def work_together(s, jobs):
     # glibc keeps the memory that a step frees, and need not ask the system for it again at the next step
     os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
     context = mp.get_context("spawn")
-    progress, processes = context.RawArray("d", 2 * len(jobs)), []
-    for i, job in enumerate(jobs):
-        progress[2 * i] = job.so_far()["step"]
+    steps = context.RawArray("d", [job.so_far()["step"] for job in jobs])
+    losses, processes = context.RawArray("d", len(jobs)), []
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C shall reach this process alone
     for i in range(workers):
-        processes.append(context.Process(target=work, args=(jobs, progress, workers, cores, i % gpus)))
+        processes.append(context.Process(target=work, args=(jobs, steps, losses, workers, cores, i % gpus)))
         processes[-1].start()
     signal.signal(signal.SIGINT, handler)
     try:
-        show_progress(jobs, progress, processes)
+        show_progress(jobs, steps, losses, processes)
     finally:
         for process in processes:
             process.terminate()  # to work(), SIGTERM means: write a checkpoint and end
@@ -941,25 +940,20 @@ def work_together(s, jobs):
             process.join()
 
 
-def show_progress(jobs, progress, processes):
+def show_progress(jobs, steps, losses, processes):
     """Shows one bar until all processes have ended: the time left, and the jobs at work with step and loss.
     It counts rows of data: a step of a base has more. Into a file it writes a line every half minute."""
-    total = sum(job.steps * job.batch_size for job in jobs)
-    before = sum(int(progress[2 * i]) * job.batch_size for i, job in enumerate(jobs))
-    with tqdm(total=total, initial=before, desc=f"study {jobs[0].settings.study}", dynamic_ncols=True,
+    rows = [job.batch_size for job in jobs]
+    with tqdm(total=sum(job.steps * job.batch_size for job in jobs), initial=int(np.dot(steps, rows)),
+              desc=f"study {jobs[0].settings.study}", dynamic_ncols=True,
               smoothing=0.05, mininterval=0.2 if sys.stderr.isatty() else 30,
               bar_format="{desc} {percentage:3.0f}% |{bar:20}| {elapsed}, left {remaining}{postfix}") as bar:
-        at_work = processes
-        while at_work:
-            at_work, done, texts = [process for process in processes if process.is_alive()], 0, []
-            for i, job in enumerate(jobs):
-                step, loss = int(progress[2 * i]), progress[2 * i + 1]
-                done += step * job.batch_size
-                if loss:
-                    texts.append(f"{job.title} {step}/{job.steps} loss {loss:.2f}")
+        while at_work := [process.sentinel for process in processes if process.is_alive()]:
+            wait(at_work, timeout=0.2)  # or until one of them ends
+            texts = [f"{job.title} {step:.0f}/{job.steps} loss {loss:.2f}"
+                     for job, step, loss in zip(jobs, steps, losses) if loss]
             bar.set_postfix_str("; ".join(texts), refresh=False)
-            bar.update(done - bar.n)
-            wait([process.sentinel for process in at_work], timeout=0.2)  # or until one of them ends
+            bar.update(int(np.dot(steps, rows)) - bar.n)
 
 
 def train_with_ranks(jobs):
