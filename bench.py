@@ -541,7 +541,7 @@ RANKS = ["lora-1", "lora-4", "lora-16", "lora-64"]              # C7
 SEEN = ["seen-0.1", "seen-0.3", "target", "seen-5", "seen-20"]  # C8: bases, the weakest in the language first
 C8_ARMS = [base + english for base in SEEN for english in ("", "+english")]
 ARMS_LIKE_T_TE = {  # in these studies: pairs of arms that differ as t and te do
-    "optimizer": [T_TE, ["filled-moments", "filled+english"], ["adamw", "adamw+english"]],
+    "optimizer": [T_TE, ["filled-moments", "filled+english"]],
     "distance": [["near", "near+english"], T_TE, ["far", "far+english"], ["none", "none+english"]]}
 
 

@@ -136,7 +136,6 @@ BASES = {  # the settings that differ; "" is main's base, which has seen 0.7% of
     "none":     dict(target_order="VSO", cognates=0.0),
     "small":    dict(n_embd=96),
     "large":    dict(n_embd=256),
-    "adamw":    dict(muon_lr=0.0, base_steps=6400),  # with main's 3200 steps it does not reach the gate
 }
 for name in MAIN:
     for schedule in ("at-40", "paper"):
@@ -187,8 +186,7 @@ STUDIES = {
         [name + end for name in MAIN[:3] for end in ("-lr-0.1", "-lr-0.2", "-lr-0.5", "", "-lr-2")]),
     "optimizer": Study(
         "How much of the early loss is Adam's start at a high rate, and how much the new language?",
-        "target target+english english-only no-warm-up filled-moments filled+english adamw "
-        "adamw+english".split(),
+        "target target+english english-only no-warm-up filled-moments filled+english".split(),
         (("filled+english", "filled-moments"),)),
     "replay-content": Study(
         "Is it English, or the few-shot-like documents in it?",
@@ -450,23 +448,24 @@ def read_once(path, written):
     return {key: ckpt[key] for key in ("step", "rows", "settings", "job")}
 
 
-def make_job(s, i, name, base=""):
-    """The job of run i with that name: 'base', from BASES[base], or one of ARMS."""
+def make_job(study, i, name, base=""):
+    """The job of run i with that name: 'base', from BASES[base], or one of ARMS. study: its Settings."""
     if name != "base":
         base = ARMS[name].base or base
-    one, folder = s.run(i, base), Path("runs") / s.name / f"seed{s.seed + i}" / base
+    s = study.run(i, base)
+    folder = Path("runs") / s.name / f"seed{s.seed}" / base
     if name == "base":
-        return Job(one, name, Arm(one.base_curriculum, base=base), folder, s.base_steps, s.base_batch_size,
+        return Job(s, name, Arm(s.base_curriculum, base=base), folder, s.base_steps, s.base_batch_size,
                    s.base_lr, s.base_warmup, lr_until=s.base_steps, lr_floor=0.0)
     arm, needs, start = ARMS[name], None, s.init
     steps, lr = arm.steps or s.steps, s.lr * arm.lr_scale
     if arm.start or not s.init:
-        needs = make_job(s, i, arm.start or "base", base)
+        needs = make_job(study, i, arm.start or "base", base)
         start = str(needs.path)
     shape = dict(warmup=s.warmup, lr_until=s.lr_until, lr_floor=s.lr_floor) | SCHEDULES[arm.schedule]
     if arm.start:
         shape = dict(warmup=0, lr_until=0, lr_floor=1.0)  # a constant rate
-    return Job(one, name, arm, folder, steps, s.batch_size, lr, round(shape["warmup"] * steps),
+    return Job(s, name, arm, folder, steps, s.batch_size, lr, round(shape["warmup"] * steps),
                round(shape["lr_until"] * steps), shape["lr_floor"], round(arm.hold * steps), needs, start)
 
 
