@@ -294,6 +294,16 @@ def test_a_rerun_with_fewer_runs_keeps_the_others_and_what_was_left_out_and_mend
     assert json.loads(record.read_text())["settings"]["seeds"] == 1
 
 
+def test_every_setting_of_a_base_counts_for_its_pretraining_and_none_for_the_seed_of_its_run(monkeypatch):
+    monkeypatch.setitem(train.BASES, "long", dict(base_steps=7, base_lr=0.5, base_batch_size=3))
+    monkeypatch.setitem(train.ARMS, "long", train.Arm("target=rest", base="long"))
+    s = train.Settings(name="x", seed=10)
+    base = train.make_job(s, 2, "long").needs
+    assert (base.steps, base.lr_until, base.lr, base.batch_size) == (7, 7, 0.5, 3)
+    assert base.settings.seed == 12 and base.folder == Path("runs/x/seed12/long")
+    assert train.make_job(s, 2, "target").needs.steps == s.base_steps
+
+
 def test_every_study_names_arms_and_bases_that_exist_and_pairs_of_its_own_arms():
     for study in train.STUDIES.values():
         pairs = [*train.default_pairs(study.arms), *study.pairs]
