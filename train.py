@@ -465,8 +465,9 @@ def make_job(study, i, name, base=""):
     shape = dict(warmup=s.warmup, lr_until=s.lr_until, lr_floor=s.lr_floor) | SCHEDULES[arm.schedule]
     if arm.start:
         shape = dict(warmup=0, lr_until=0, lr_floor=1.0)  # a constant rate
+    hold = round(arm.hold * steps)  # the whole schedule comes so much later
     return Job(s, name, arm, folder, steps, s.batch_size, lr, round(shape["warmup"] * steps),
-               round(shape["lr_until"] * steps), shape["lr_floor"], round(arm.hold * steps), needs, start)
+               hold + round(shape["lr_until"] * steps), shape["lr_floor"], hold, needs, start)
 
 
 def gate(job):

@@ -294,6 +294,12 @@ def test_a_rerun_with_fewer_runs_keeps_the_others_and_what_was_left_out_and_mend
     assert json.loads(record.read_text())["settings"]["seeds"] == 1
 
 
+def test_an_arm_that_first_fills_adams_moments_then_has_the_learning_rates_of_target():
+    filled, target = (train.make_job(train.Settings(name="x"), 0, name) for name in ("filled-moments", "target"))
+    assert [train.lr_factor(step, filled) for step in range(40)] == [0.0] * 40
+    assert [train.lr_factor(step + 40, filled) for step in range(960)] == [train.lr_factor(step, target) for step in range(960)]
+
+
 def test_every_setting_of_a_base_counts_for_its_pretraining_and_none_for_the_seed_of_its_run(monkeypatch):
     monkeypatch.setitem(train.BASES, "long", dict(base_steps=7, base_lr=0.5, base_batch_size=3))
     monkeypatch.setitem(train.ARMS, "long", train.Arm("target=rest", base="long"))
