@@ -707,6 +707,8 @@ def read_study(folder):
     try:
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         info = json.loads((folder / "settings.json").read_text())
+        missing = {"study", "question", "pairs", "left_out", "machines", "commits"} - info.keys()
+        require(not missing, f"settings.json lacks {', '.join(sorted(missing))}")
         order, keys = list(info["arms"]), {}
         last = max(arm["steps"] for arm in info["arms"].values()) or info["settings"]["steps"]
         kinds = {row.get("settings") for row in rows}
@@ -774,15 +776,20 @@ def claims_table(claims, **headings):
     return markdown(list(headings.values()), rows)
 
 
-def ends_table(log, arms, headings, most=99):
-    """Metrics of what the arms started from, then of every arm's end. arms: {name: fields of train.Arm}."""
-    keys, rows, lines = [key for key in headings if log.has(key)][:most], [], {}
+def starts_and_ends(log, arms):
+    """{title: (arm, step)}: what the arms started from, then every arm's end. arms: {name: fields of
+    train.Arm}."""
+    found = {}
     for arm in log.arms:
         start = arms[arm]["start"] or f"base {arms[arm]['base']}".strip()
-        lines.setdefault(start if start == "base" else f"{start}, before", (arm, 0))
-    for arm in log.arms:
-        lines[arm] = arm, log.last
-    for name, (arm, step) in lines.items():
+        found.setdefault(start if start == "base" else f"{start}, before", (arm, 0))
+    return found | {arm: (arm, log.last) for arm in log.arms}
+
+
+def ends_table(log, arms, headings, most=99):
+    """Metrics of what the arms started from, then of every arm's end."""
+    keys, rows = [key for key in headings if log.has(key)][:most], []
+    for name, (arm, step) in starts_and_ends(log, arms).items():
         rows.append([name])
         for key in keys:
             rows[-1].append(log.estimate(arm, key, step).text(2 if "ppl" in key or "shift" in key else 1))
@@ -841,10 +848,9 @@ def headline(claims):
     return f"{text}; {' or '.join(remedies)} prevents it" if remedies else text
 
 
-def rules_table(log):
+def rules_table(log, arms):
     """Percent right of every rule of Copain, with shots and without: before the CPT, and where arms end."""
-    columns = {"before": (log.arms[0], 0)} | {arm: (arm, log.last) for arm in log.arms}
-    rows = []
+    columns, rows = starts_and_ends(log, arms), []
     for task in COPAIN_TASKS:
         rows.append([task])
         for arm, step in columns.values():
@@ -900,7 +906,7 @@ def report_text(log, info, claims, heading, spread):
              "probe: the query is one of the shots; chance 17%. Held-out rule: the last element of the list, "
              "a rule that no training document uses; chance 33%.", ends_table(log, arms, CONTROLS),
              "## Rule by rule", f"Percent right with three shots / without, {spread.split(' [')[0]}.",
-             rules_table(log), "## Copain and the label task along the way"]
+             rules_table(log, arms), "## Copain and the label task along the way"]
     return text + ["Of the same third of the items at every step; elsewhere: of all.", steps_table(log),
                    "## Arms and settings",
                    f"```json\n{json.dumps({'arms': arms, **info['settings']}, indent=1)}\n```\n"]
@@ -989,7 +995,8 @@ def variants(log, study):
 
 def renamed(log, arms):
     """A Log of some arms under other names. arms: {new name: name in the log}."""
-    rows = [row | {"arm": new} for new, arm in arms.items() for row in log.rows.values() if row["arm"] == arm]
+    rows = [row | {"arm": new} for new, arm in arms.items() for row in log.rows.values()
+            if row["arm"] == arm and row["seed"] in log.seeds]
     return Log(rows, log.chance["label_target"], log.last)
 
 
@@ -999,6 +1006,7 @@ def findings(results):
     logs, claims, parts = {}, [], []
     for path in sorted(Path(results).glob("*/metrics.jsonl")):
         log, info = read_study(path.parent)
+        require(info["study"] not in logs, f"{results} holds the study {info['study']} twice: move one away")
         logs[info["study"]] = log
         parts += [f"**{info['study']}: {info['question']}** {provenance(log, info)} "
                   f"([report]({path.parent.name}/report.md), [figure]({path.parent.name}/figure.png))",

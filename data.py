@@ -451,6 +451,7 @@ def published_tokenizer(vocabulary, merges):
 # -------------------------------------------------------------------------------------------------- real text
 LONGEST_DOCUMENT = 1 << 18   # characters; a longer one is cut (tiktoken fails at a million spaces in a row)
 BATCH = 4 << 20              # characters per thread that are read and encoded at a time
+OURS = ("manifest.json", "progress.json", "tokenizer.json")  # in the folder of a source, whole or begun
 TEXT_FILE, JSON_FILE = r"\.(txt|jsonl?|ndjson)(\.gz)?$", r"\.(jsonl?|ndjson)(\.gz)?$"
 
 
@@ -461,7 +462,8 @@ def find_texts(paths):
         require(path.exists(), f"{path} does not exist")
         inside = [path]
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if regex.search(TEXT_FILE, p.name))
+            inside = sorted(p for p in path.rglob("*") if regex.search(TEXT_FILE, p.name)
+                            and not (p.name in OURS and (p.parent / "tokenizer.json").exists()))
         require(inside, f"{path} holds no .txt, .json, .jsonl or .ndjson file, also with .gz")
         found += inside
     return found

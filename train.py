@@ -331,6 +331,9 @@ class Settings:
                     f"--source is {text!r}, expected NAME=FOLDER, as in eu=data/eu")
         names = [text.split("=")[0] for text in self.source]
         require(len(set(names)) == len(names), f"--source names a source twice: {' '.join(self.source)}")
+        require("target" not in names[1:] and "english" not in [*names[:1], *names[2:]],
+                f"--source is {' '.join(self.source)}: the first is the `target` of the arms and the second "
+                "their `english`, so these names can have no other place")
         GPTConfig(self.vocab_size, self.block_size, self.n_layer, self.n_head, self.n_embd)
 
     def world(self):
@@ -347,7 +350,8 @@ class Settings:
 
     def prepared(self):
         """{name in the curricula: folder} of the sources that `data.py prepare` has made."""
-        return {name: Path(where) for name, where in self.corpora().items() if where not in SOURCES}
+        return {name: Path(where) for name, where in self.corpora().items()
+                if where not in SOURCES or (Path(where) / "manifest.json").exists()}
 
     def validation_sources(self):
         return [name for name in ("english", "target") if name in self.corpora()]
@@ -410,6 +414,11 @@ class Job:
     @property
     def title(self):
         return f"{self.settings.seed} {self.arm.base} {self.name}".replace("  ", " ")
+
+    def shape(self):
+        """What make_job() has worked out for it."""
+        keys = ("steps", "batch_size", "lr", "warmup", "lr_until", "lr_floor", "hold")
+        return {key: getattr(self, key) for key in keys}
 
     def evaluate_at(self):
         """Steps to evaluate at: 0, 1, 2, 5, 10, 20, 50 ... and the last, dense at the start as in the paper.
@@ -479,8 +488,9 @@ def gate(job):
     floors = {"gain": s.gate_gain, "label_english": s.gate_label, "cloze_english": s.gate_cloze}
     for key, floor in floors.items():
         if row.get(key, 100) < floor:
-            return (f"the base of seed {s.seed} reached {row[key]:.1f} on {key}, its gate is {floor:g}: "
-                    "its arms would have nothing to lose. Give it more --base_steps or try another --seed")
+            which = f"the {job.arm.base} base of seed {s.seed}".replace("  ", " ")
+            return (f"{which} reached {row[key]:.1f} on {key}, its gate is {floor:g}: its arms would have "
+                    "nothing to lose. Give it more --base_steps or try another --seed")
     return ""
 
 
@@ -698,7 +708,7 @@ def train(job, tell=lambda step, loss: None, stopping=lambda: False):
             mean_loss(job, step, losses)  # refuses to save what is not finite
             if rank == 0:
                 save_checkpoint(job.path, {
-                    "job": {"name": job.name, "arm": asdict(job.arm)}, "settings": asdict(s),
+                    "job": {"name": job.name, "arm": asdict(job.arm)} | job.shape(), "settings": asdict(s),
                     "world": asdict(s.world()), "benchmark": s.benchmark_arguments(), "code": code_version(),
                     "config": asdict(model.config), "tokenizer": tok.to_json(), "model": model.state_dict(),
                     "optimizers": [optimizer.state_dict() for optimizer in optimizers],
@@ -767,6 +777,8 @@ def check_same(job, ckpt):
     """Raises ValueError if the checkpoint of a job was made by other settings, or another arm of its name."""
     old = ckpt["settings"] | {f"arm's {key}": value for key, value in ckpt["job"]["arm"].items()}
     new = asdict(job.settings) | {f"arm's {key}": value for key, value in asdict(job.arm).items()}
+    for key, value in job.shape().items():
+        old[f"job's {key}"], new[f"job's {key}"] = ckpt["job"].get(key, value), value
     refuse_differences(job.path, old, new)
 
 
@@ -840,10 +852,16 @@ def shared_tokenizer(s):
 
 def prepare(job):
     """Writes what the job reads and no other job has written: the tokenizer and the toy corpora's tokens."""
-    s, world, corpora = job.settings, job.settings.world(), job.settings.corpora()
+    s, world = job.settings, job.settings.world()
     path, data = job.folder / "tokenizer.json", job.folder / "data"
+    made = data / "made_for.txt"
+    content = f"{world}, {s.seed}, {s.documents}, {s.vocab_size}, {s.validation_blocks}"
     data.mkdir(parents=True, exist_ok=True)
     with lock(data / ".lock", wait=True):
+        if made.exists() and made.read_text() != content:  # of a base whose line in BASES was another
+            for file in [path, *data.glob("*.bin")]:
+                file.unlink(missing_ok=True)
+        write_atomically(made, lambda p: p.write_text(content))
         if not path.exists():
             text = shared_tokenizer(s)
             if not text:
@@ -857,8 +875,8 @@ def prepare(job):
             wanted.append((name, "val", max(200, 4 * s.validation_blocks), s.seed + 10 ** 6))
         for name, part, n, seed in wanted:
             file = data / f"{name}_{part}.bin"
-            if corpora[name] in SOURCES and not file.exists():
-                ids = tok.encode_documents(write_corpus(world, corpora[name], n, seed))
+            if name not in s.prepared() and not file.exists():
+                ids = tok.encode_documents(write_corpus(world, s.corpora()[name], n, seed))
                 write_atomically(file, ids.tofile)
 
 
@@ -927,11 +945,12 @@ def work_together(s, jobs):
     steps = context.RawArray("d", [job.so_far()["step"] for job in jobs])
     losses, processes = context.RawArray("d", len(jobs)), []
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C shall reach this process alone
-    for i in range(workers):
-        processes.append(context.Process(target=work, args=(jobs, steps, losses, workers, cores, i % gpus)))
-        processes[-1].start()
-    signal.signal(signal.SIGINT, handler)
     try:
+        for i in range(workers):
+            process = context.Process(target=work, args=(jobs, steps, losses, workers, cores, i % gpus))
+            process.start()
+            processes.append(process)
+        signal.signal(signal.SIGINT, handler)
         show_progress(jobs, steps, losses, processes)
     finally:
         for process in processes:
@@ -1018,7 +1037,11 @@ def plan(s):
             while job:  # what it starts from belongs to the plan, too
                 jobs[job.path] = job
                 job = job.needs
+    widths = [BASES["small"]["n_embd"], s.n_embd, BASES["large"]["n_embd"]]
+    require(s.study != "scale" or s.preset == "smoke" or widths == sorted(set(widths)), "--study scale: the "
+            f"widths of small, default and large are {widths}, which do not rise: change BASES or --n_embd")
     for job in jobs.values():
+        job.settings.check()
         job.settings.world().languages()  # refuses an impossible word order
         curriculum = Curriculum(job.arm.curriculum)
         curriculum.check(job.steps)
@@ -1156,6 +1179,8 @@ def take_from_base(s, given):
     if "settings" in base:
         of_world = ("seed", "max_integer", "list_lengths", "target_order", "cognates", "block_size")
         values = {key: base["settings"][key] for key in of_world + of_model}
+        require(s.source or not base["settings"]["source"],
+                f"{s.init} is a base for real text: give its sources, --source NAME=FOLDER")
     else:
         require(s.source, f"{s.init} is a GPT-2, for real text: give prepared sources, --source NAME=FOLDER")
         values = {key: base["config"][key] for key in of_model}
