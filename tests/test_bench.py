@@ -466,6 +466,12 @@ def test_the_study_schedule_judges_the_claims_of_main_with_each_schedule():
     assert verdicts == ["reproduced", "not run", "not reproduced"]  # at -at-40 there is no arm
 
 
+def test_a_variant_is_judged_on_the_runs_that_have_finished_all_arms_of_the_study():
+    rows = [*a_log(**{arm: {} for arm in ("near", "near+english", "far")}).rows.values()]
+    log = bench.Log([row for row in rows if (row["arm"], row["seed"], row["step"]) != ("far", 2, 100)], last=100)
+    assert log.seeds == [0, 1] and bench.renamed(log, {"target": "near", "target+english": "near+english"}).seeds == [0, 1]
+
+
 @pytest.mark.parametrize("study, collapsed, sound", [
     ("scale", ("small-target", "small-target+english"), ("large-target", "large-target+english")),
     ("distance", ("far", "far+english"), ("none", "none+english")),
@@ -572,6 +578,18 @@ def test_a_damaged_log_is_refused_in_one_line_with_the_place(tmp_path, break_it,
     with pytest.raises(ValueError, match=words) as e:
         bench.report(folder)
     assert str(folder) in str(e.value) and "rerun the study" in str(e.value) and "\n" not in str(e.value)
+
+
+def test_a_record_of_a_study_without_one_of_its_fields_and_a_study_that_stands_twice_are_refused(tmp_path):
+    folder = write_study(tmp_path / "study", some_rows())
+    write_study(tmp_path / "again", some_rows())
+    with pytest.raises(ValueError, match="holds the study main twice"):
+        bench.findings(tmp_path)
+    info = json.loads((folder / "settings.json").read_text())
+    for key in ("study", "question", "pairs", "left_out", "machines", "commits"):
+        (folder / "settings.json").write_text(json.dumps({name: x for name, x in info.items() if name != key}))
+        with pytest.raises(ValueError, match=f"settings.json lacks {key}"):
+            bench.report(folder)
 
 
 def test_an_unfinished_seed_is_said_and_not_averaged(tmp_path, monkeypatch):

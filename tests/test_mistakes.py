@@ -72,6 +72,8 @@ TRAIN = [
     (["--max_integer", "4"], "max_integer is 4.*from 9"), (["--max_integer", "19", "--list_lengths", "12"], "list_lengths is"),
     (["--list_lengths", "2"], "list_lengths is"), (["--checkpoint_every", "0"], "checkpoint_every is 0"),
     (["--accumulate", "0"], "accumulate is 0"), (["--accumulate", "9"], "accumulate is 9.*divisor"),
+    (["--study", "scale", "--n_embd", "260", "--n_head", "4", "--preset", "laptop"], r"\[96, 260, 256\], which do not rise"),
+    (["--study", "scale", "--n_embd", "144", "--n_head", "12"], "n_embd=256.*n_head=12"),
     # languages
     (["--target_order", "SVX"], "word order 'SVX'"), (["--target_order", ""], "word order ''"),
     (["--cognates", "-1"], "cognates is -1"), (["--cognates", "0.9"], "cognates is 0.9.*0.8"),

@@ -286,6 +286,16 @@ def test_a_folder_gives_all_its_files_of_known_endings(tmp_path):
     assert [str(p.relative_to(tmp_path)) for p in data.find_texts([tmp_path])] == sorted(names)
 
 
+def test_a_folder_that_holds_its_own_source_whole_or_begun_can_be_prepared_again(tmp_path):
+    (tmp_path / "a.txt").write_text("\n\n".join(f"document {i}" for i in range(50)))
+    for name in ("first", "second"):
+        (tmp_path / "data/third.part").mkdir(parents=True, exist_ok=True)
+        for file in ("tokenizer.json", "progress.json"):
+            (tmp_path / "data/third.part" / file).write_text("{}")
+        data.prepare(name, [tmp_path], tmp_path / "data", tokenizer="bpe", vocab_size=300, val=0.3, workers=1)
+    assert (tmp_path / "data/first/train.bin").read_bytes() == (tmp_path / "data/second/train.bin").read_bytes()
+
+
 def test_lines_end_at_newlines_alone(tmp_path):
     texts = ["a\u2028b", "c\u0085d", "e\u2029f", "g\x1ch"]
     path = tmp_path / "a.jsonl"

@@ -96,6 +96,19 @@ def test_the_patterns_of_the_toy_world_are_a_source_for_a_base_on_real_text(text
     assert rows[-1]["tokens_english"] == rows[-1]["tokens_patterns"] > 0 and "copain" in rows[-1]
 
 
+def test_a_prepared_source_in_a_folder_with_the_name_of_a_toy_corpus_is_the_prepared_source(text, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "english").symlink_to(text / "data/ar")
+    s = train.Settings(source=("eu=elsewhere", "en=english", "patterns=english-patterns"))
+    assert [*s.prepared()] == ["target", "english"]
+
+
+def test_a_base_for_real_text_is_not_continued_on_toy_languages(adapted, call):
+    base = "runs/eu/seed3000/target.pt"
+    code, _, err = call(adapted, "train.py", *SMALL, "--init", base, "--name", "wrong")
+    assert code == 2 and "is a base for real text: give its sources" in err and len(err.splitlines()) == 1
+
+
 @pytest.mark.parametrize("flags, words", [
     (["--source", "eu"], "source is 'eu', expected NAME=FOLDER"), (["--source", "eu=nowhere"], "nowhere is not a prepared source"),
     (["--source", "eu=data/eu", "--source", "eu=data/ar"], "names a source twice"),
@@ -106,6 +119,8 @@ def test_the_patterns_of_the_toy_world_are_a_source_for_a_base_on_real_text(text
     ([*SOURCES, "--curriculum", "target=rest", "--ema_alpha", "7"], "ema_alpha is 7.0"),
     (["--source", "eu=data/eu"], "names the source 'english'"), ([*SOURCES, "--task", "none.jsonl"], "none.jsonl"),
     ([*SOURCES, "--block_size", "100000"], "a block of 100000 needs 100001"), (["--init", "gpt2"], "is a GPT-2, for real text"),
+    (["--source", "english=data/eu", "--source", "target=data/ar"], "these names can have no other place"),
+    ([*SOURCES, "--source", "english=data/hi"], "these names can have no other place"),
     ([*SOURCES, "--init", "data"], "data/config.json is missing"), (["--source", "eu=data/changed"], "is not what its manifest says")])
 def test_a_mistake_about_sources_gets_one_line_and_writes_nothing(text, call, flags, words):
     changed = text / "data/changed"

@@ -221,6 +221,22 @@ def test_an_arm_that_was_run_is_not_taken_for_one_that_was_defined_anew_under_it
     assert code == 2 and "ema.pt was made with other settings: arm's ema_alpha 0.92 there, 0.5 here" in err
 
 
+def test_an_arm_that_was_run_is_not_taken_for_one_whose_schedule_has_changed_since(study, call, monkeypatch):
+    monkeypatch.setitem(train.SCHEDULES, "", dict(lr_until=0.5))
+    code, _, err = call(study[0], "train.py", *SMOKE, "--seeds", "2")
+    assert code == 2 and "was made with other settings: job's lr_until 1 there, 6 here" in err
+
+
+def test_data_of_a_base_that_was_defined_anew_are_written_again(tmp_path):
+    job = dataclasses.replace(train.make_job(train.Settings(documents=200, cognates=0.8), 0, "base"), folder=tmp_path)
+    train.prepare(job)
+    written = {name: (tmp_path / "data" / name).read_bytes() for name in ("english_train.bin", "target_train.bin")}
+    train.prepare(job)
+    assert all((tmp_path / "data" / name).read_bytes() == content for name, content in written.items())
+    train.prepare(dataclasses.replace(job, settings=dataclasses.replace(job.settings, cognates=0.0)))
+    assert (tmp_path / "data/target_train.bin").read_bytes() != written["target_train.bin"]
+
+
 def test_a_given_file_that_changed_is_not_mixed_with_what_was_run_on_the_old_one(tmp_path):
     (tmp_path / "task.jsonl").write_text("1")
     s = train.Settings(task=str(tmp_path / "task.jsonl"))
