@@ -890,7 +890,7 @@ def report_text(log, info, claims, heading, spread):
                  claims_table(claims, id="id", claim="claim", criterion="criterion", verdict="verdict",
                               number="measured")]
     for title, chosen in variants(log, info["study"]).items():
-        if not chosen:  # none of these arms has been run
+        if not chosen or len(log.seeds) == 2:  # these arms were not run, or too seldom for any verdict
             continue
         judged, these = info["study"] if claims else "main", renamed(log, chosen)
         text += [f"## {title}", f"The claims of `{judged}`, judged on {', '.join(chosen.values())}.",

@@ -592,6 +592,13 @@ def test_a_record_of_a_study_without_one_of_its_fields_and_a_study_that_stands_t
             bench.report(folder)
 
 
+def test_two_runs_whose_intervals_can_settle_nothing_get_no_further_verdicts(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "draw_figure", lambda *_: None)
+    for seeds in (2, 3):
+        bench.report(write_study(tmp_path / "study", some_rows(seeds), study="distance"))
+        assert ("## Verdicts on target" in (tmp_path / "study/report.md").read_text()) == (seeds == 3)
+
+
 def test_an_unfinished_seed_is_said_and_not_averaged(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "draw_figure", lambda *_: None)
     rows = [row for row in some_rows(seeds=3) if (row["arm"], row["seed"], row["step"]) != ("target", 1, 100)]
