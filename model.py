@@ -365,15 +365,19 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", help="a .pt file under runs/")
     parser.add_argument("--export", metavar="FOLDER", help="where to write it as GPT-2 is published")
-    parser.error = lambda message: parser.exit(2, f"error: {message}\n")  # a user's mistake: one line
+
+    def refuse(message):
+        parser.exit(2, f"error: {message}\n")
+
+    parser.error = refuse  # a user's mistake gets one line
     flags = parser.parse_args()
     if bool(flags.checkpoint) != bool(flags.export):
-        parser.error("give both a checkpoint and --export FOLDER, or neither")
+        refuse("give both a checkpoint and --export FOLDER, or neither")
     if flags.export:
         try:
             save_gpt2(model_from_checkpoint(load_checkpoint(flags.checkpoint)), flags.export)
         except (ValueError, OSError, MemoryError) as e:
-            parser.error(e)
+            refuse(e)
         return print(f"{flags.export}: config.json and model.safetensors, as GPT-2 is published")
     with torch.device("meta"):
         print(f"GPT-2 124M: {GPT(GPTConfig()).num_params():,} parameters")

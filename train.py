@@ -415,8 +415,8 @@ class Job:
     def title(self):
         return f"{self.settings.seed} {self.arm.base} {self.name}".replace("  ", " ")
 
-    def shape(self):
-        """What make_job() has worked out for it."""
+    def derived(self):
+        """What make_job() has worked out from its settings and its arm."""
         keys = ("steps", "batch_size", "lr", "warmup", "lr_until", "lr_floor", "hold")
         return {key: getattr(self, key) for key in keys}
 
@@ -708,7 +708,7 @@ def train(job, tell=lambda step, loss: None, stopping=lambda: False):
             mean_loss(job, step, losses)  # refuses to save what is not finite
             if rank == 0:
                 save_checkpoint(job.path, {
-                    "job": {"name": job.name, "arm": asdict(job.arm)} | job.shape(), "settings": asdict(s),
+                    "job": {"name": job.name, "arm": asdict(job.arm)} | job.derived(), "settings": asdict(s),
                     "world": asdict(s.world()), "benchmark": s.benchmark_arguments(), "code": code_version(),
                     "config": asdict(model.config), "tokenizer": tok.to_json(), "model": model.state_dict(),
                     "optimizers": [optimizer.state_dict() for optimizer in optimizers],
@@ -777,7 +777,7 @@ def check_same(job, ckpt):
     """Raises ValueError if the checkpoint of a job was made by other settings, or another arm of its name."""
     old = ckpt["settings"] | {f"arm's {key}": value for key, value in ckpt["job"]["arm"].items()}
     new = asdict(job.settings) | {f"arm's {key}": value for key, value in asdict(job.arm).items()}
-    for key, value in job.shape().items():
+    for key, value in job.derived().items():
         old[f"job's {key}"], new[f"job's {key}"] = ckpt["job"].get(key, value), value
     refuse_differences(job.path, old, new)
 
@@ -852,16 +852,17 @@ def shared_tokenizer(s):
 
 def prepare(job):
     """Writes what the job reads and no other job has written: the tokenizer and the toy corpora's tokens."""
-    s, world = job.settings, job.settings.world()
+    s, world, corpora = job.settings, job.settings.world(), job.settings.corpora()
     path, data = job.folder / "tokenizer.json", job.folder / "data"
     made = data / "made_for.txt"
     content = f"{world}, {s.seed}, {s.documents}, {s.vocab_size}, {s.validation_blocks}"
     data.mkdir(parents=True, exist_ok=True)
     with lock(data / ".lock", wait=True):
         if made.exists() and made.read_text() != content:  # of a base whose line in BASES was another
-            for file in [path, *data.glob("*.bin")]:
+            for file in [path, *data.glob("*.bin"), made]:  # the note last
                 file.unlink(missing_ok=True)
-        write_atomically(made, lambda p: p.write_text(content))
+        if not made.exists():
+            write_atomically(made, lambda p: p.write_text(content))
         if not path.exists():
             text = shared_tokenizer(s)
             if not text:
@@ -873,10 +874,11 @@ def prepare(job):
         wanted = [(name, "train", s.documents, s.seed) for name in Curriculum(job.arm.curriculum).shapes]
         for name in s.validation_sources():
             wanted.append((name, "val", max(200, 4 * s.validation_blocks), s.seed + 10 ** 6))
+        prepared = s.prepared()
         for name, part, n, seed in wanted:
             file = data / f"{name}_{part}.bin"
-            if name not in s.prepared() and not file.exists():
-                ids = tok.encode_documents(write_corpus(world, s.corpora()[name], n, seed))
+            if name not in prepared and not file.exists():
+                ids = tok.encode_documents(write_corpus(world, corpora[name], n, seed))
                 write_atomically(file, ids.tofile)
 
 
