@@ -696,6 +696,8 @@ def verdicts(log, study="main"):
             number = "this study has not been run yet"
         elif log.seeds and not missing:
             verdict, number = claim.judge(log)
+            if len(log.seeds) == 2:  # their t interval is too wide to tell "no" from "unknown"
+                verdict, number = "inconclusive", f"two runs settle nothing; {number}"
         found.append({"id": claim.id, "claim": claim.text, "criterion": claim.criterion, "verdict": verdict,
                       "number": number})
     return found
@@ -890,7 +892,7 @@ def report_text(log, info, claims, heading, spread):
                  claims_table(claims, id="id", claim="claim", criterion="criterion", verdict="verdict",
                               number="measured")]
     for title, chosen in variants(log, info["study"]).items():
-        if not chosen or len(log.seeds) == 2:  # these arms were not run, or too seldom for any verdict
+        if not chosen:  # these arms were not run
             continue
         judged, these = info["study"] if claims else "main", renamed(log, chosen)
         text += [f"## {title}", f"The claims of `{judged}`, judged on {', '.join(chosen.values())}.",
