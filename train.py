@@ -66,7 +66,7 @@ class Arm:
     trained: str = ""         # a regular expression: only parameters in whose names it is found are trained
     l2: float = 0.0           # L2 penalty to the base: every step moves lr * l2 of the way back to it
     base: str = ""            # the base to start from, one of BASES
-    start: str = ""           # an arm to start from instead of a base; the learning rate is then constant
+    start: str = ""           # an arm to start from instead of a base
     steps: int = 0            # 0: Settings.steps
 
 
@@ -119,8 +119,9 @@ ARMS = {
     "frozen-attention": Arm(TARGET, trained=r"^(?!.*\.attn\.)"),  # all names without .attn. in them
     "frozen-blocks":    Arm(TARGET, trained=r"wte|wpe|ln_f"),
 }
-SCHEDULES = {  # of the learning rate; "" is that of Settings, which falls with the curriculum's window
+SCHEDULES = {  # of the learning rate: the settings that differ; "" falls with the curriculum's window
     "":           {},
+    "constant":   dict(warmup=0.0, lr_until=0.0, lr_floor=1.0),
     "at-40":      dict(warmup=0.01, lr_until=0.4, lr_floor=0.05),
     "paper":      dict(warmup=0.1, lr_until=1.0, lr_floor=0.033),
     "no-warm-up": dict(warmup=0.0),
@@ -144,7 +145,7 @@ for name in MAIN:
         ARMS[f"{name}-lr-{scale}"] = replace(ARMS[name], lr_scale=scale)
     for base in ("small", "large"):
         ARMS[f"{base}-{name}"] = replace(ARMS[name], base=base)
-    ARMS[f"{name}-then-english"] = Arm("english=rest", lr_scale=0.2, start=name, steps=50)
+    ARMS[f"{name}-then-english"] = Arm("english=rest", 0.2, "constant", start=name, steps=50)
 for base in BASES:      # "seen-5" is target from that base, "seen-5+english" target+english
     if base:
         ARMS[base] = Arm(TARGET, base=base)
@@ -360,10 +361,10 @@ class Settings:
         n_label, n_cloze = (0, 0) if self.source else (self.label_items, self.cloze_items)
         return [self.copain_items, n_label, n_cloze, self.bench_seed, self.task, self.shots, self.block_size]
 
-    def run(self, i, base=""):
-        """The settings of run i of a study, from the base of that name in BASES."""
+    def run(self, i, base="", schedule=""):
+        """The settings of run i of a study, with a line of BASES and one of SCHEDULES."""
         return replace(self, seed=self.seed + i, data_seed=self.data_seed + i, bench_seed=self.bench_seed + i,
-                       **BASES[base])
+                       **BASES[base] | SCHEDULES[schedule])
 
 
 PRESETS = {
@@ -415,11 +416,6 @@ class Job:
     def title(self):
         return f"{self.settings.seed} {self.arm.base} {self.name}".replace("  ", " ")
 
-    def derived(self):
-        """What make_job() has worked out from its settings and its arm."""
-        keys = ("steps", "batch_size", "lr", "warmup", "lr_until", "lr_floor", "hold")
-        return {key: getattr(self, key) for key in keys}
-
     def evaluate_at(self):
         """Steps to evaluate at: 0, 1, 2, 5, 10, 20, 50 ... and the last, dense at the start as in the paper.
         A base is evaluated in the middle and at the end of its run."""
@@ -459,24 +455,20 @@ def read_once(path, written):
 
 def make_job(study, i, name, base=""):
     """The job of run i with that name: 'base', from BASES[base], or one of ARMS. study: its Settings."""
-    if name != "base":
-        base = ARMS[name].base or base
-    s = study.run(i, base)
+    arm = Arm("", base=base) if name == "base" else ARMS[name]
+    base = arm.base or base
+    s = study.run(i, base, arm.schedule)
     folder = Path("runs") / s.name / f"seed{s.seed}" / base
     if name == "base":
-        return Job(s, name, Arm(s.base_curriculum, base=base), folder, s.base_steps, s.base_batch_size,
-                   s.base_lr, s.base_warmup, lr_until=s.base_steps, lr_floor=0.0)
-    arm, needs, start = ARMS[name], None, s.init
-    steps, lr = arm.steps or s.steps, s.lr * arm.lr_scale
+        return Job(s, name, replace(arm, curriculum=s.base_curriculum), folder, s.base_steps,
+                   s.base_batch_size, s.base_lr, s.base_warmup, lr_until=s.base_steps, lr_floor=0.0)
+    needs, start, steps = None, s.init, arm.steps or s.steps
     if arm.start or not s.init:
         needs = make_job(study, i, arm.start or "base", base)
         start = str(needs.path)
-    shape = dict(warmup=s.warmup, lr_until=s.lr_until, lr_floor=s.lr_floor) | SCHEDULES[arm.schedule]
-    if arm.start:
-        shape = dict(warmup=0, lr_until=0, lr_floor=1.0)  # a constant rate
     hold = round(arm.hold * steps)  # the whole schedule comes so much later
-    return Job(s, name, arm, folder, steps, s.batch_size, lr, round(shape["warmup"] * steps),
-               hold + round(shape["lr_until"] * steps), shape["lr_floor"], hold, needs, start)
+    return Job(s, name, arm, folder, steps, s.batch_size, s.lr * arm.lr_scale, round(s.warmup * steps),
+               hold + round(s.lr_until * steps), s.lr_floor, hold, needs, start)
 
 
 def gate(job):
@@ -708,7 +700,7 @@ def train(job, tell=lambda step, loss: None, stopping=lambda: False):
             mean_loss(job, step, losses)  # refuses to save what is not finite
             if rank == 0:
                 save_checkpoint(job.path, {
-                    "job": {"name": job.name, "arm": asdict(job.arm)} | job.derived(), "settings": asdict(s),
+                    "job": {"name": job.name, "arm": asdict(job.arm)}, "settings": asdict(s),
                     "world": asdict(s.world()), "benchmark": s.benchmark_arguments(), "code": code_version(),
                     "config": asdict(model.config), "tokenizer": tok.to_json(), "model": model.state_dict(),
                     "optimizers": [optimizer.state_dict() for optimizer in optimizers],
@@ -756,7 +748,8 @@ def train(job, tell=lambda step, loss: None, stopping=lambda: False):
 # Not compared: what changes a job's result by rounding at most, and what is compared as its arm.
 NOT_COMPARED = {"name", "preset", "study", "seeds", "only", "curriculum", "ema_alpha", "ema_every",
                 "processes", "checkpoint_every", "leak_check"}
-VARIED = {"seed", "data_seed", "bench_seed", *(key for base in BASES.values() for key in base)}  # in a study
+VARIED = {"seed", "data_seed", "bench_seed",  # in a study
+          *(key for line in [*BASES.values(), *SCHEDULES.values()] for key in line)}
 
 
 def write_lines(path, rows):
@@ -777,8 +770,6 @@ def check_same(job, ckpt):
     """Raises ValueError if the checkpoint of a job was made by other settings, or another arm of its name."""
     old = ckpt["settings"] | {f"arm's {key}": value for key, value in ckpt["job"]["arm"].items()}
     new = asdict(job.settings) | {f"arm's {key}": value for key, value in asdict(job.arm).items()}
-    for key, value in job.derived().items():
-        old[f"job's {key}"], new[f"job's {key}"] = ckpt["job"].get(key, value), value
     refuse_differences(job.path, old, new)
 
 

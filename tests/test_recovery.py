@@ -224,7 +224,7 @@ def test_an_arm_that_was_run_is_not_taken_for_one_that_was_defined_anew_under_it
 def test_an_arm_that_was_run_is_not_taken_for_one_whose_schedule_has_changed_since(study, call, monkeypatch):
     monkeypatch.setitem(train.SCHEDULES, "", dict(lr_until=0.5))
     code, _, err = call(study[0], "train.py", *SMOKE, "--seeds", "2")
-    assert code == 2 and "was made with other settings: job's lr_until 1 there, 6 here" in err
+    assert code == 2 and "was made with other settings: lr_until 0.12 there, 0.5 here" in err
 
 
 def test_data_of_a_base_that_was_defined_anew_are_written_again(tmp_path):
