@@ -540,9 +540,6 @@ T_TE = ["target", "target+english"]
 RANKS = ["lora-1", "lora-4", "lora-16", "lora-64"]              # C7
 SEEN = ["seen-0.1", "seen-0.3", "target", "seen-5", "seen-20"]  # C8: bases, the weakest in the language first
 C8_ARMS = [base + english for base in SEEN for english in ("", "+english")]
-ARMS_LIKE_T_TE = {  # in these studies: pairs of arms that differ as t and te do
-    "optimizer": [T_TE, ["filled-moments", "filled+english"]],
-    "distance": [["near", "near+english"], T_TE, ["far", "far+english"], ["none", "none+english"]]}
 
 
 def grade(all_of, any_of):
@@ -711,6 +708,7 @@ def read_study(folder):
         info = json.loads((folder / "settings.json").read_text())
         missing = {"study", "question", "pairs", "left_out", "machines", "commits"} - info.keys()
         require(not missing, f"settings.json lacks {', '.join(sorted(missing))}")
+        info = {"judge": [], "judge_best": False, "figure": "", "x": {}, "line": []} | info
         order, keys = list(info["arms"]), {}
         last = max(arm["steps"] for arm in info["arms"].values()) or info["settings"]["steps"]
         kinds = {row.get("settings") for row in rows}
@@ -891,14 +889,14 @@ def report_text(log, info, claims, heading, spread):
                  "whole 95% interval, paired by run; a size, such as 10 points, is that of the mean.",
                  claims_table(claims, id="id", claim="claim", criterion="criterion", verdict="verdict",
                               number="measured")]
-    for title, chosen in variants(log, info["study"]).items():
+    for title, chosen in variants(log, info).items():
         if not chosen:  # these arms were not run
             continue
         judged, these = info["study"] if claims else "main", renamed(log, chosen)
         text += [f"## {title}", f"The claims of `{judged}`, judged on {', '.join(chosen.values())}.",
                  claims_table(verdicts(these, judged), id="id", claim="claim", verdict="verdict",
                               number="measured")]
-        if info["study"] in ("learning-rate", "languages"):  # they compare arms at different rates
+        if info["judge_best"]:  # the other pairs are of arms at one rate
             text.append(pairs_table(these, info["pairs"]))
     text += ["## Arm against arm", "Differences and ratios at the end, paired by run; the gap is what "
              "target+english gains over target.", pairs_table(log, info["pairs"]),
@@ -915,27 +913,19 @@ def report_text(log, info, claims, heading, spread):
 
 
 def draw_figure(log, info, path, title):
-    """The picture that suits a study. title: its message."""
-    study, runs = info["study"], f"one run, base seed {log.seeds[0]}"
+    """The picture that the study asks for (train.Study). title: its message."""
+    runs, label, xs, joined = f"one run, base seed {log.seeds[0]}", info["figure"], info["x"], info["line"]
     if len(log.seeds) > 1:
         runs = f"means of {len(log.seeds)} runs, base seeds {log.seeds[0]} to {log.seeds[-1]}; thin: a run"
     title, keys = f"{title}\n{runs}", ["ppl_target", "copain", "gain", "label_target"]
-    if study == "main":
+    if label == "target perplexity":
+        xs, keys = {arm: log.estimate(arm, "ppl_target").mean for arm in log.arms}, keys[1:]
+    if label == "step":
         draw_curves(log, path, f"{title}; of the same third of the items at every step")
-    elif study == "replay-dose" and set(log.arms) == set(DOSES):
-        draw_dose(log, path, title, keys, DOSES, "English, % of the tokens")
-    elif study == "placement" and set(log.arms) == set(WINDOWS | BESIDE):
-        label = "English in the first ... % of the steps\n(right of 10: as much of it, at another time)"
-        draw_dose(log, path, title, keys, WINDOWS, label)
-    elif study in ("learning-rate", "constraints"):
-        ppl = {arm: log.estimate(arm, "ppl_target").mean for arm in log.arms}
-        title = f"{title}; large marker: highest rate, rank or penalty"
-        draw_families(log, path, title, keys[1:], ppl, "target perplexity")
-    elif study in ALONG and "bases" in info:
-        setting, label = ALONG[study]
-        settings = {arm: info["settings"] | info["bases"][info["arms"][arm]["base"]] for arm in log.arms}
-        xs = {arm: settings[arm][setting] for arm in log.arms}
-        draw_families(log, path, f"{title}; large marker: last arm", keys, xs, label)
+    elif xs and set(log.arms) <= set(xs) and set(joined) <= set(log.arms):
+        if not joined:
+            title += "; large marker: the last in the table"
+        draw_along(log, path, title, keys, xs, label, joined)
     else:
         title = title.replace("thin: a run", "bars: 95% t intervals; ticks: runs")
         draw_ends(log, path, f"{title}; hollow: gain from shots, points")
@@ -972,23 +962,14 @@ def report(folder):
     return "\n\n".join(filter(None, parts))
 
 
-def variants(log, study):
+def variants(log, info):
     """{heading: {arm of a claim: arm in its place}}: where a study judges its claims, or main's, again."""
-    found = {}
-    if study == "schedule":
-        for end in ("", "-at-40", "-paper"):
-            found[f"Verdicts with the schedule of target{end}"] = {arm: arm + end for arm in ARM_STYLE}
-    elif study == "scale":
-        for size in ("small-", "", "large-"):
-            found[f"Verdicts with the model of {size}target"] = {arm: size + arm for arm in ARM_STYLE}
-    elif study in ARMS_LIKE_T_TE:
-        for pair in ARMS_LIKE_T_TE[study]:
-            found[f"Verdicts on {' and '.join(pair)}"] = dict(zip(T_TE, pair))
-    elif study in ("learning-rate", "languages"):
+    found = {f"Verdicts on {' and '.join([*arms.values()][:2])}": arms for arms in info["judge"]}
+    if info["judge_best"]:
         best = {}
-        for name in C8_ARMS if study == "languages" else ARM_STYLE:
-            rates = [arm for arm in log.arms if arm == name or arm.startswith(f"{name}-lr-")]
-            if rates:
+        for name in log.arms:
+            if "-lr-" not in name:
+                rates = [arm for arm in log.arms if arm == name or arm.startswith(f"{name}-lr-")]
                 best[name] = min(rates, key=lambda arm: log.estimate(arm, "ppl_target").mean)
         found["Verdicts where each arm has the rate of its lowest target perplexity"] = best
     return {heading: {arm: name for arm, name in arms.items() if name in log.arms}
@@ -1032,12 +1013,6 @@ CHANCE = {"copain": "copying\nan element", "copain_restricted": "chance", "label
 ARM_STYLE = {"target": ("#D55E00", "o"), "target+english": ("#0072B2", "s"), "curriculum": ("#009E73", "^"),
              "ema": ("#CC79A7", "D")}  # colours that colour-blind readers tell apart (Okabe and Ito)
 MORE_COLOURS = ["#332288", "#999933", "#882255", "#888888", "#E69F00", "#56B4E9", "#000000"]
-DOSES = {"target": 0, "english-1": 1, "english-5": 5, "target+english": 20, "english-50": 50}
-WINDOWS = {"target": 0, "first-5": 5, "curriculum": 10, "first-20": 20, "first-40": 40, "target+english": 100}
-BESIDE = {"middle": 12, "last": 14.4, "spread": 17.3}  # as much English as in curriculum: drawn beside it
-ALONG = {  # studies of bases: what is along x, a setting of the base
-    "scale": ("n_embd", "channels (n_embd)"),
-    "distance": ("cognates", "share of nouns spelled as in English")}
 
 
 def arm_styles(log):
@@ -1110,20 +1085,18 @@ def draw_curves(log, path, heading):
     draw_lines(log, path, heading, PANELS, lines, log.curve, "step", ticks)
 
 
-def draw_dose(log, path, heading, keys, doses, label):
-    """The ends of arms along their dose of English."""
-    lines = [(("mean of the runs", "0.6", ""), [(dose, arm, log.last) for arm, dose in doses.items()])]
-    for arm, style in arm_styles(log).items():
-        lines.append((style, [((doses | BESIDE)[arm], arm, log.last)]))
-    draw_lines(log, path, heading, keys, lines, log, label, list(doses.values()))
-
-
-def draw_families(log, path, heading, keys, xs, label):
-    """The ends of arms along xs, {arm: x}: a line per family, the last arm of it large."""
-    ends = defaultdict(list)
-    for arm, style in arm_styles(log).items():
-        ends[style].append((xs[arm], arm, log.last))
-    draw_lines(log, path, heading, keys, ends.items(), log, label)
+def draw_along(log, path, heading, keys, xs, label, joined):
+    """The ends of arms along xs, {arm: x}. One line joins the arms in `joined`; without any, a line joins the
+    arms of a family, the last of them large."""
+    points = {arm: (xs[arm], arm, log.last) for arm in log.arms}
+    styles, families = arm_styles(log), defaultdict(list)
+    lines = [(("mean of the runs", "0.6", ""), [points[arm] for arm in joined])]
+    lines += [(style, [points[arm]]) for arm, style in styles.items()]
+    if not joined:
+        for arm, style in styles.items():
+            families[style].append(points[arm])
+        lines = families.items()
+    draw_lines(log, path, heading, keys, lines, log, label, [xs[arm] for arm in joined])
 
 
 def draw_ends(log, path, heading):

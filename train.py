@@ -156,10 +156,15 @@ for base in BASES:      # "seen-5" is target from that base, "seen-5+english" ta
 
 @dataclass(frozen=True)
 class Study:
-    """A question, the arms that answer it, and more pairs of arms to compare than default_pairs() has."""
+    """A question, the arms that answer it, and what its report shows besides the tables of every study."""
     question: str
     arms: list
-    pairs: tuple = ()
+    pairs: tuple = ()         # pairs of arms to compare, besides default_pairs()
+    judge: tuple = ()         # each {arm of a claim: arm in its place}: the claims are judged on these, too
+    judge_best: bool = False  # and on every arm at the rate where its target perplexity is lowest
+    figure: str = ""          # along x: "step", "target perplexity", or what x is; "": an arm is a row
+    x: object = ""            # {arm: its place along x}, or the name of the setting that gives the place
+    line: tuple = ()          # one line joins these arms; without it, a line joins the arms of a kind
 
 
 def default_pairs(arms):
@@ -175,49 +180,66 @@ def default_pairs(arms):
     return [(name, partner[name]) for name in arms if name in partner]
 
 
+def in_place(*names):
+    """{arm of main: the arm in its place}, in the order of MAIN."""
+    return dict(zip(MAIN, names))
+
+
+DOSES = {"target": 0, "english-1": 1, "english-5": 5, "target+english": 20, "english-50": 50}
+WINDOWS = {"target": 0, "first-5": 5, "curriculum": 10, "first-20": 20, "first-40": 40, "target+english": 100}
 STUDIES = {
     "main": Study(
-        "Does English in the mixture matter, and do a curriculum or an EMA stand in for it?", list(MAIN),
-        (("target+english", "ema"),)),
+        "Does English in the mixture matter, and do a curriculum or an EMA stand in for it?",
+        list(MAIN), pairs=(("target+english", "ema"),), figure="step"),
     "schedule": Study(
         "When does a short English curriculum work: must the rate have fallen when English ends?",
-        [name + end for end in ("", "-at-40", "-paper") for name in MAIN]),
+        [name + end for end in ("", "-at-40", "-paper") for name in MAIN],
+        judge=tuple(in_place(*(name + end for name in MAIN)) for end in ("", "-at-40", "-paper"))),
     "learning-rate": Study(
         "How much of it does the learning rate decide?",
-        [name + end for name in MAIN[:3] for end in ("-lr-0.1", "-lr-0.2", "-lr-0.5", "", "-lr-2")]),
+        [name + end for name in MAIN[:3] for end in ("-lr-0.1", "-lr-0.2", "-lr-0.5", "", "-lr-2")],
+        judge_best=True, figure="target perplexity"),
     "optimizer": Study(
         "How much of the early loss is Adam's start at a high rate, and how much the new language?",
         "target target+english english-only no-warm-up filled-moments filled+english".split(),
-        (("filled+english", "filled-moments"),)),
+        pairs=(("filled+english", "filled-moments"),),
+        judge=(in_place("target", "target+english"), in_place("filled-moments", "filled+english"))),
     "replay-content": Study(
         "Is it English, or the few-shot-like documents in it?",
         "target target+english english-prose english-repeats english-patterns other-rules third-language "
         "third-patterns english-only".split()),
     "replay-dose": Study(
-        "How much English is enough?", "target english-1 english-5 target+english english-50".split()),
+        "How much English is enough?", list(DOSES), figure="English, % of the tokens", x=DOSES,
+        line=tuple(DOSES)),
     "placement": Study(
         "The same English at another time, and in longer or shorter windows: what does it take?",
         "target target+english curriculum middle last spread first-5 first-20 first-40".split(),
-        (("curriculum", "middle"), ("curriculum", "last"), ("spread", "curriculum"))),
+        pairs=(("curriculum", "middle"), ("curriculum", "last"), ("spread", "curriculum")),
+        figure="English in the first ... % of the steps\n(right of 10: as much of it, at another time)",
+        x=WINDOWS | {"middle": 12, "last": 14.4, "spread": 17.3}, line=tuple(WINDOWS)),
     "averaging": Study(
         "Does an EMA of the weights do anything that a smaller learning rate does not?",
         "target target+english ema low-lr ema-0.8 target-lr-0.2 ema-every-10 ema-every-50 shadow-ema "
         "flipped-ema target-lr-0.5".split(),
-        (("ema", "low-lr"), ("ema-0.8", "target-lr-0.2"), ("ema-every-10", "low-lr"),
-         ("ema-every-50", "low-lr"))),
+        pairs=(("ema", "low-lr"), ("ema-0.8", "target-lr-0.2"), ("ema-every-10", "low-lr"),
+               ("ema-every-50", "low-lr"))),
     "constraints": Study(
         "Do weights that may not move far keep the ability, and what does it cost?",
         "target target+english lora-1 lora-4 lora-16 lora-64 lora-16+wte l2-1 l2-10 frozen-attention "
-        "frozen-blocks".split()),
+        "frozen-blocks".split(), figure="target perplexity"),
     "languages": Study(
         "Does English matter more, the less of the language the base has seen?",
-        [name + end for end in ("", "-lr-0.1") for name in bench.C8_ARMS]),
+        [name + end for end in ("", "-lr-0.1") for name in bench.C8_ARMS], judge_best=True),
     "distance": Study(
         "Does English matter more, the further the language is from English?",
-        "near near+english target target+english far far+english none none+english".split()),
+        "near near+english target target+english far far+english none none+english".split(),
+        judge=tuple(in_place(base, f"{base}+english") for base in ("near", "target", "far", "none")),
+        figure="share of nouns spelled as in English", x="cognates"),
     "scale": Study(
         "Do the findings hold for smaller and larger models?",
-        [size + name for size in ("small-", "", "large-") for name in MAIN]),
+        [size + name for size in ("small-", "", "large-") for name in MAIN],
+        judge=tuple(in_place(*(size + name for name in MAIN)) for size in ("small-", "", "large-")),
+        figure="channels (n_embd)", x="n_embd"),
     "relearn": Study(
         "After fifty steps of English alone: was in-context learning suppressed or erased?",
         [f"{arm}-then-english" for arm in MAIN]),
@@ -1064,9 +1086,12 @@ def write_study(s, record, left_out):
             rows += make_job(s, i, name).so_far()["rows"]
     folder.mkdir(exist_ok=True)
     write_lines(folder / "metrics.jsonl", rows)
-    info = {"study": s.study, "question": study.question, "pairs": [*default_pairs(names), *study.pairs],
+    info = {"study": s.study, **asdict(study), "pairs": [*default_pairs(names), *study.pairs],
             "left_out": left_out, "arms": {name: asdict(ARMS[name]) for name in names}, "bases": BASES,
             **record, "settings": asdict(s)}
+    if isinstance(study.x, str):
+        settings = {name: make_job(s, 0, name).settings for name in names}
+        info["x"] = {name: getattr(settings[name], study.x) for name in names if study.x}
     if s.task:  # percent right by guessing
         items = bench.read_choices(s.task, s.shots)
         info["label_chance"] = 100 * float(np.mean([1 / len(item.choices) for item in items]))

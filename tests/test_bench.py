@@ -445,7 +445,7 @@ def test_a_curve_is_of_the_sample_and_c2_compares_sample_with_sample():
 def test_verdicts_at_the_best_rates_take_each_arm_where_its_perplexity_is_lowest():
     slow = dict(ppl_target=4.0)
     log = a_log(**{"target": COLLAPSED, "target-lr-0.5": slow, "target+english": {}, "target+english-lr-0.5": {"ppl_target": 5.0}})
-    (chosen,) = bench.variants(log, "learning-rate").values()
+    (chosen,) = bench.variants(log, dataclasses.asdict(train.STUDIES["learning-rate"])).values()
     assert chosen == {"target": "target-lr-0.5", "target+english": "target+english"}
     best = bench.renamed(log, chosen)
     assert judged(log)["C2"] == "reproduced" and judged(best)["C2"] == "not reproduced"  # the slower arm loses nothing
@@ -454,7 +454,7 @@ def test_verdicts_at_the_best_rates_take_each_arm_where_its_perplexity_is_lowest
 def test_c8_is_judged_again_where_each_arm_has_the_rate_of_its_lowest_perplexity():
     arms = {base + end: {"label_target": 90.0 if end else 50.0} for base in bench.SEEN for end in ("", "+english")}
     log = a_log(**arms, **{"seen-0.1-lr-0.1": {"label_target": 90.0, "ppl_target": 4.0}})
-    (chosen,) = bench.variants(log, "languages").values()
+    (chosen,) = bench.variants(log, dataclasses.asdict(train.STUDIES["languages"])).values()
     assert chosen == dict(zip(arms, arms)) | {"seen-0.1": "seen-0.1-lr-0.1"}
     common, best = (bench.verdicts(x, "languages")[0]["number"] for x in (log, bench.renamed(log, chosen)))
     assert "weakest base 40.0, strongest 40.0" in common and "weakest base 0.0, strongest 40.0" in best
@@ -462,7 +462,8 @@ def test_c8_is_judged_again_where_each_arm_has_the_rate_of_its_lowest_perplexity
 
 def test_the_study_schedule_judges_the_claims_of_main_with_each_schedule():
     log = a_log(**{"target": COLLAPSED, "target+english": {}, "target-paper": {}, "target+english-paper": {}})
-    verdicts = [judged(bench.renamed(log, arms))["C2"] for arms in bench.variants(log, "schedule").values()]
+    chosen = bench.variants(log, dataclasses.asdict(train.STUDIES["schedule"])).values()
+    verdicts = [judged(bench.renamed(log, arms))["C2"] for arms in chosen]
     assert verdicts == ["reproduced", "not run", "not reproduced"]  # at -at-40 there is no arm
 
 
@@ -478,7 +479,8 @@ def test_a_variant_is_judged_on_the_runs_that_have_finished_all_arms_of_the_stud
     ("optimizer", ("target", "target+english"), ("filled-moments", "filled+english"))])
 def test_a_study_of_models_languages_or_optimizers_judges_the_claims_for_each(study, collapsed, sound):
     log = a_log(**{collapsed[0]: COLLAPSED, collapsed[1]: {}, sound[0]: {}, sound[1]: {}})
-    found = [(arms, judged(bench.renamed(log, arms))["C2"]) for arms in bench.variants(log, study).values() if arms]
+    chosen = bench.variants(log, dataclasses.asdict(train.STUDIES[study])).values()
+    found = [(arms, judged(bench.renamed(log, arms))["C2"]) for arms in chosen if arms]
     assert [(tuple(arms.values()), verdict) for arms, verdict in found] == [(collapsed, "reproduced"), (sound, "not reproduced")]
 
 
@@ -502,7 +504,8 @@ def test_the_title_of_a_figure_says_no_more_than_the_verdicts(verdicts, words):
 def write_study(folder, rows, study="main", steps=100):
     """A study's folder as train.py leaves it."""
     arms = {row["arm"]: dict(curriculum="target=rest", lr_scale=1.0, base="", start="", steps=0) for row in rows}
-    info = {"study": study, "question": "Why?", "pairs": [["target+english", "target"]], "arms": arms, "left_out": [],
+    info = dataclasses.asdict(train.STUDIES[study]) | {
+            "study": study, "question": "Why?", "pairs": [["target+english", "target"]], "arms": arms, "left_out": [],
             "machines": [dict(processor="CPU", cores=2, torch="2")], "commits": ["abc"],
             "settings": dict(preset="laptop", steps=steps, device="cpu", dtype="float32")}
     folder.mkdir(exist_ok=True)
@@ -537,13 +540,25 @@ def test_a_report_says_of_which_items_a_table_is_and_has_every_rule(tmp_path):
 
 
 @pytest.mark.parametrize("study, arms", [
-    ("replay-dose", bench.DOSES), ("learning-rate", ["target-lr-0.1", "target", "target-lr-2", "target+english"]),
+    ("main", ["target", "target+english"]), ("replay-dose", train.DOSES),
+    ("learning-rate", ["target-lr-0.1", "target", "target-lr-2", "target+english"]),
     ("distance", ["near", "near+english", "far", "far+english"]), ("optimizer", ["target", "target+english", "no-warm-up"])])
-def test_every_kind_of_picture_is_drawn(tmp_path, study, arms):
-    info = {"study": study, "settings": dataclasses.asdict(train.Settings()), "bases": train.BASES,
-            "arms": {name: dataclasses.asdict(train.ARMS[name]) for name in arms}}
+def test_every_study_gets_the_picture_that_it_asks_for(tmp_path, monkeypatch, study, arms):
+    drawn, info = [], dataclasses.asdict(train.STUDIES[study])
+    for name in ("draw_curves", "draw_along", "draw_ends"):
+        monkeypatch.setattr(bench, name, lambda *args, name=name, draw=getattr(bench, name): (drawn.append(name), draw(*args)))
+    if study == "distance":
+        info["x"] = dict(zip(arms, (0.5, 0.5, 0.25, 0.25)))  # as train.write_study() writes it for the setting `cognates`
     bench.draw_figure(a_log(**dict.fromkeys(arms, {})), info, tmp_path / "figure.png", "What it says")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
+    assert drawn == [{"main": "draw_curves", "optimizer": "draw_ends"}.get(study, "draw_along")]
+
+
+def test_an_arm_without_a_place_along_x_makes_the_picture_one_of_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "draw_ends", lambda log, path, heading: path.write_text(heading))
+    arms = {**train.DOSES, "no-place": 0}
+    bench.draw_figure(a_log(**dict.fromkeys(arms, {})), dataclasses.asdict(train.STUDIES["replay-dose"]), tmp_path / "x", "What")
+    assert "hollow: gain from shots" in (tmp_path / "x").read_text()
 
 
 def damage(rows, n, **changes):
