@@ -30,10 +30,14 @@ from data import (ADJECTIVES, CATEGORIES, COPAIN_TASKS, HELD_OUT_FORMAT, HELD_OU
                   noun_phrase, one_line_parser, prose, read_json_lines, refuse, require, write_atomically)
 from model import load_checkpoint, load_gpt2, model_from_checkpoint
 
-# The two odd-one-out rules need no shots: four integers with one odd one among them say what is asked.
+# The two odd-one-out rules need no shots: four integers with one odd one among them say what is asked. The
+# others are `five` in the log.
 SHOT_RULES = [task for task in COPAIN_TASKS if not task.endswith("_group")]
-# Percent right by copying a random element of the list: 3 elements, 4 in the two odd-one-out tasks
-COPAIN_CHANCE = 100 * float(np.mean([1 / 4 if task.endswith("_group") else 1 / 3 for task in COPAIN_TASKS]))
+
+
+def copain_chance(tasks=COPAIN_TASKS):
+    """Percent right by copying a random element of the list: 3 elements, 4 in the two odd-one-out rules."""
+    return 100 * float(np.mean([1 / 4 if task.endswith("_group") else 1 / 3 for task in tasks]))
 
 
 # ------------------------------------------------------------------------------------------------------ items
@@ -496,10 +500,10 @@ class Log:
     """A study's rows, one per arm, seed and step. Only seeds that finished every arm enter a comparison.
     log(arm, key) is an array with a value per seed, so that a difference of two is paired by run."""
 
-    def __init__(self, rows, label_chance=50.0, last=None):
+    def __init__(self, rows, label_chance=50.0, last=None, rules=COPAIN_TASKS):
         self.rows = {(row["arm"], row["seed"], row["step"]): row for row in rows}
         self.arms = list(dict.fromkeys(row["arm"] for row in rows))
-        self.chance = {"copain": COPAIN_CHANCE, "label_target": label_chance}
+        self.rules, self.chance = rules, {"copain": copain_chance(rules), "label_target": label_chance}
         self.steps = sorted({row["step"] for row in rows})
         self.last = last or max(self.steps, default=0)
         self.unfinished = {}           # {seed: arms that it has not finished}
@@ -713,6 +717,9 @@ def read_study(folder):
         last = max(arm["steps"] for arm in info["arms"].values()) or info["settings"]["steps"]
         kinds = {row.get("settings") for row in rows}
         require(len(kinds) < 2, f"rows of {len(kinds)} different settings, which must not be averaged")
+        rules = COPAIN_TASKS
+        if rows:
+            rules = [key for key in rows[0]["copain_tasks"] if not key.endswith("_zero-shot")]
         for n, row in enumerate(rows, 1):
             row.pop("curve_copain_tasks", None)
             row |= row.pop("copain_tasks", {})
@@ -725,7 +732,7 @@ def read_study(folder):
             other = keys.setdefault(row["step"] in (0, last), these) ^ these  # first and last rows have more
             require(not other, f"row {n} has other metrics than the rows before: {sorted(other)}")
         rows.sort(key=lambda row: (order.index(row["arm"]), row["seed"], row["step"]))
-        log = Log(rows, float(info.get("label_chance", 50)), last)
+        log = Log(rows, float(info.get("label_chance", 50)), last, rules)
         require(len(log.rows) == len(rows), "two rows have the same arm, seed and step")
         for name in itertools.product(log.arms, log.seeds, [0, *log.steps]):
             require(name in log.rows, f"there is no row of (arm, seed, step) {name}")
@@ -734,12 +741,15 @@ def read_study(folder):
         raise ValueError(f"{folder} is not the folder of a finished study ({e.strerror}: {e.filename}): run "
                          "train.py first, and give the folder that it names") from None
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise ValueError(f"{folder}: metrics.jsonl or settings.json is damaged ({type(e).__name__}: {e}): "
-                         "rerun the study, which writes them again from its checkpoints") from None
+        raise ValueError(f"{folder}: metrics.jsonl or settings.json is damaged, or two versions of the "
+                         f"code wrote it ({type(e).__name__}: {e}): rerun the study, which writes both again "
+                         "from its checkpoints, or choose another --name") from None
     require(log.seeds, f"{folder}: no run has finished all of the study's arms: rerun the study to go on")
     return log, info
 
 
+# A new metric is a key of the row that evaluate() returns, with a heading here and in PANELS. It counts as a
+# percentage, unless its name has ppl, shift or gain in it: see Log.estimate() and read_study().
 HEADINGS = {  # of the metrics in a report's first table; a terminal shows the first seven
     "ppl_target": "target ppl", "copain": "Copain %", "gain": "gain from shots",
     "label_target": "label task %", "label_ppl_target": "label ppl", "label_english": "label, English %",
@@ -851,7 +861,7 @@ def headline(claims):
 def rules_table(log, arms):
     """Percent right of every rule of Copain, with shots and without: before the CPT, and where arms end."""
     columns, rows = starts_and_ends(log, arms), []
-    for task in COPAIN_TASKS:
+    for task in log.rules:
         rows.append([task])
         for arm, step in columns.values():
             values = [log(arm, key, step).mean() for key in (task, f"{task}_zero-shot") if log.has(key)]
@@ -880,9 +890,10 @@ def report_text(log, info, claims, heading, spread):
     for seed, missing in log.unfinished.items():
         if missing:
             text.append(f"Not averaged: seed {seed}, which has not finished {', '.join(missing)}.")
+    chance, label_chance = log.chance["copain"], log.chance["label_target"]
     text += ["![figure](figure.png)", ends_table(log, arms, HEADINGS),
-             f"Chance: Copain {COPAIN_CHANCE:.1f}% by copying a random element of the list, label task "
-             f"{log.chance['label_target']:.0f}%, cloze task 25%."]
+             f"Chance: Copain {chance:.1f}% by copying a random element of the list, label task "
+             f"{label_chance:.0f}%, cloze task 25%."]
     if claims:
         text += ["## Verdicts", "Criteria were fixed before the run (bench.py, CLAIMS); te is the arm "
                  "target+english, t the arm target. With several runs, above, below and within hold for the "
@@ -980,7 +991,7 @@ def renamed(log, arms):
     """A Log of some arms under other names. arms: {new name: name in the log}."""
     rows = [row | {"arm": new} for new, arm in arms.items() for row in log.rows.values()
             if row["arm"] == arm and row["seed"] in log.seeds]
-    return Log(rows, log.chance["label_target"], log.last)
+    return Log(rows, log.chance["label_target"], log.last, log.rules)
 
 
 def findings(results):

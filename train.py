@@ -44,8 +44,9 @@ from tqdm import tqdm
 
 import bench
 from curriculum import Curriculum
-from data import (SOURCES, Mixture, Tokenizer, World, load_manifest, load_tokenizer, lock, one_line_parser,
-                  parse_object, refuse, require, train_bpe, write_atomically, write_corpus)
+from data import (COPAIN_TASKS, OTHER_RULES, SOURCES, Mixture, Tokenizer, World, load_manifest,
+                  load_tokenizer, lock, one_line_parser, parse_object, refuse, require, train_bpe,
+                  write_atomically, write_corpus)
 from ema import EMA
 from model import (GPT, GPTConfig, add_lora, load_checkpoint, load_gpt2, merge_lora, model_from_checkpoint,
                    newest_checkpoint, save_checkpoint)
@@ -119,7 +120,8 @@ ARMS = {
     "frozen-attention": Arm(TARGET, trained=r"^(?!.*\.attn\.)"),  # all names without .attn. in them
     "frozen-blocks":    Arm(TARGET, trained=r"wte|wpe|ln_f"),
 }
-SCHEDULES = {  # of the learning rate: the settings that differ; "" falls with the curriculum's window
+SCHEDULES = {  # of the learning rate, see lr_factor(): what differs from Settings, where the rate has mostly
+    # fallen when the curriculum's English ends
     "":           {},
     "constant":   dict(warmup=0.0, lr_until=0.0, lr_floor=1.0),
     "at-40":      dict(warmup=0.01, lr_until=0.4, lr_floor=0.05),
@@ -385,6 +387,8 @@ class Settings:
 
     def run(self, i, base="", schedule=""):
         """The settings of run i of a study, with a line of BASES and one of SCHEDULES."""
+        check_name("the base of an arm", base, BASES)
+        check_name("the schedule of an arm", schedule, SCHEDULES)
         return replace(self, seed=self.seed + i, data_seed=self.data_seed + i, bench_seed=self.bench_seed + i,
                        **BASES[base] | SCHEDULES[schedule])
 
@@ -403,8 +407,8 @@ PRESETS = {
 def check_name(what, name, names):
     """Raises ValueError with the nearest valid name if `name` is none of `names`."""
     if name not in names:
-        (close,) = get_close_matches(name, names, n=1, cutoff=0)
-        raise ValueError(f"{what} is {name!r}; the nearest is {close!r}, all are {' '.join(names)}")
+        close = get_close_matches(name, names, n=5, cutoff=0)
+        raise ValueError(f"{what} is {name!r}; the nearest of {len(names)} are {', '.join(map(repr, close))}")
 
 
 # ------------------------------------------------------------------------------------------------------- jobs
@@ -483,14 +487,15 @@ def make_job(study, i, name, base=""):
     folder = Path("runs") / s.name / f"seed{s.seed}" / base
     if name == "base":
         return Job(s, name, replace(arm, curriculum=s.base_curriculum), folder, s.base_steps,
-                   s.base_batch_size, s.base_lr, s.base_warmup, lr_until=s.base_steps, lr_floor=0.0)
+                   s.base_batch_size, s.base_lr, warmup=s.base_warmup, lr_until=s.base_steps, lr_floor=0.0)
     needs, start, steps = None, s.init, arm.steps or s.steps
     if arm.start or not s.init:
         needs = make_job(study, i, arm.start or "base", base)
         start = str(needs.path)
     hold = round(arm.hold * steps)  # the whole schedule comes so much later
-    return Job(s, name, arm, folder, steps, s.batch_size, s.lr * arm.lr_scale, round(s.warmup * steps),
-               hold + round(s.lr_until * steps), s.lr_floor, hold, needs, start)
+    return Job(s, name, arm, folder, steps, s.batch_size, s.lr * arm.lr_scale,
+               warmup=round(s.warmup * steps), lr_until=hold + round(s.lr_until * steps), lr_floor=s.lr_floor,
+               hold=hold, needs=needs, start=start)
 
 
 def gate(job):
@@ -827,6 +832,8 @@ def open_run(s, run):
     for file in filter(None, files):
         for part in sorted(Path(file).glob("*model*")) if Path(file).is_dir() else [file]:
             settings[f"contents of {part}"] = hashlib.sha256(np.memmap(part, mode="r")).hexdigest()[:16]
+    tables = repr((SOURCES, COPAIN_TASKS, OTHER_RULES)).encode()
+    settings["SOURCES and rules in data.py"] = hashlib.sha256(tables).hexdigest()[:16]
     machine = {"processor": processor(s), "cores": os.cpu_count(), "python": platform.python_version(),
                "torch": torch.__version__, "system": platform.system(),
                "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
@@ -841,6 +848,9 @@ def open_run(s, run):
             refuse_differences(run, old["settings"], settings)
             for key in ("machines", "commits"):
                 record[key] = old[key] + [x for x in record[key] if x not in old[key]]
+            if record["commits"] != old["commits"]:
+                print(f"note: {run} was begun with other code, {', '.join(old['commits'])}. If this code "
+                      "computes something else, choose another --name")
         elif old["settings"] != settings:
             for folder in run.glob("seed*"):
                 shutil.rmtree(folder)
@@ -1028,7 +1038,7 @@ def arm_names(s):
     """The arms that a command asks for. Those of --only may be of another study."""
     names = STUDIES[s.study].arms if s.only in ("", "base") else s.only.split(",")
     for name in names:
-        check_name("--only", name, ARMS)
+        check_name("--only" if name in s.only else f"an arm of study {s.study!r}", name, ARMS)
     return names
 
 
@@ -1193,15 +1203,16 @@ def parse_flags(argv):
 
 def take_from_base(s, given):
     """With --init, world and shape are those of the base. Raises ValueError if a flag says otherwise."""
-    base, of_model = load_start(s.init), ("vocab_size", "n_layer", "n_head", "n_embd")
+    base, of_model = load_start(s.init), {f.name for f in fields(Settings)} - {"block_size"}
+    values = {key: value for key, value in base["config"].items() if key in of_model}
     if "settings" in base:
-        of_world = ("seed", "max_integer", "list_lengths", "target_order", "cognates", "block_size")
-        values = {key: base["settings"][key] for key in of_world + of_model}
+        of_world = ("seed", "max_integer", "list_lengths", "target_order", "cognates", "block_size",
+                    "vocab_size")
+        values |= {key: base["settings"][key] for key in of_world}
         require(s.source or not base["settings"]["source"],
                 f"{s.init} is a base for real text: give its sources, --source NAME=FOLDER")
     else:
         require(s.source, f"{s.init} is a GPT-2, for real text: give prepared sources, --source NAME=FOLDER")
-        values = {key: base["config"][key] for key in of_model}
     for key, value in values.items():
         require(given.get(key, value) == value, f"--{key} is {given.get(key)!r}, but the base {s.init} has "
                                                 f"{value!r}: leave --{key} out, or give another base")

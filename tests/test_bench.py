@@ -176,8 +176,8 @@ def test_a_random_picker_scores_the_chance_line_and_only_wrong_elements(world, t
     picks = {}
     model = scripted(tok, lambda p: picks.setdefault(p, pick(p) if p.strip() else "?"))
     row = copain_metrics(b.copain, copain_answers(model, tok, b.copain))
-    assert bench.COPAIN_CHANCE == pytest.approx(100 * (5 / 3 + 2 / 4) / 7)
-    assert abs(row["copain"] - bench.COPAIN_CHANCE) < 3 * 100 * math.sqrt(0.31 * 0.69 / 210)
+    assert bench.copain_chance() == pytest.approx(100 * (5 / 3 + 2 / 4) / 7)
+    assert abs(row["copain"] - bench.copain_chance()) < 3 * 100 * math.sqrt(0.31 * 0.69 / 210)
     assert row["copain_not_in_list"] == 0
     assert row["copain"] + row["copain_wrong_element"] == pytest.approx(100)
 
@@ -537,6 +537,17 @@ def test_a_report_says_of_which_items_a_table_is_and_has_every_rule(tmp_path):
     assert "Percent right with three shots / without, means over 2 runs." in report
     assert re.search(r"\| max_integer_in_list +\| 90 +\| 20 +\| 85 ", report)  # before, target, target+english
     assert (tmp_path / "study/figure.png").stat().st_size > 10_000
+
+
+def test_chance_and_the_table_of_rules_are_of_the_rules_in_the_log(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "draw_figure", lambda *_: None)
+    rows = some_rows(1)
+    for row in rows:
+        for key in [key for key in row if key.endswith("copain_tasks")]:
+            row[key] = {"max_integer_in_list": 50.0, "even_integer_in_odd_group": 50.0}
+    bench.report(write_study(tmp_path / "study", rows))
+    text = (tmp_path / "study/report.md").read_text()
+    assert f"Chance: Copain {100 * (1 / 3 + 1 / 4) / 2:.1f}%" in text and "min_integer_in_list" not in text
 
 
 @pytest.mark.parametrize("study, arms", [

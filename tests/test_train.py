@@ -242,6 +242,31 @@ def test_a_run_folder_of_other_settings_is_refused_and_left_as_it_was(study, cal
     assert (path / "runs/smoke/settings.json").read_text() == before
 
 
+def test_a_run_folder_of_other_corpora_or_rules_is_refused_and_one_of_other_code_gets_a_note(study, call, monkeypatch):
+    path, _ = study
+    before = (path / "runs/smoke/settings.json").read_text()
+    monkeypatch.setattr(train, "code_version", lambda: "another")
+    code, out, err = call(path, "train.py", *SMOKE, "--seeds", "2")
+    assert code == 0 and "note: runs/smoke was begun with other code" in out, err
+    (path / "runs/smoke/settings.json").write_text(before)
+    monkeypatch.setitem(train.SOURCES, "target", ("target", dict(prose=1)))
+    code, _, err = call(path, "train.py", *SMOKE, "--seeds", "2")
+    assert code == 2 and "SOURCES and rules in data.py" in err and "choose another --name" in err
+    assert (path / "runs/smoke/settings.json").read_text() == before
+
+
+@pytest.mark.parametrize("changes, words", [
+    (dict(base="smal"), "the base of an arm is 'smal'.*'small'"),
+    (dict(schedule="papr"), "the schedule of an arm is 'papr'.*'paper'")])
+def test_a_name_misspelled_in_a_table_is_refused_with_the_nearest(monkeypatch, changes, words):
+    monkeypatch.setitem(train.ARMS, "mine", dataclasses.replace(train.ARMS["target"], **changes))
+    with pytest.raises(ValueError, match=words):
+        train.make_job(train.Settings(name="x"), 0, "mine")
+    monkeypatch.setitem(train.STUDIES, "mine", train.Study("Why?", ["target", "curriculm"]))
+    with pytest.raises(ValueError, match="an arm of study 'mine' is 'curriculm'.*'curriculum'"):
+        train.arm_names(train.Settings(name="x", study="mine"))
+
+
 @pytest.mark.parametrize("script, flags, words", [
     ("data.py", [], "--- english, lists"), ("bench.py", ["--show"], "--- max_integer_in_list"),
     ("model.py", [], "124,439,808"), ("train.py", ["--help"], "--seeds")])
