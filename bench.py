@@ -27,7 +27,8 @@ import torch
 
 from data import (ADJECTIVES, CATEGORIES, COPAIN_TASKS, HELD_OUT_FORMAT, HELD_OUT_RULE, LETTERS, NOUNS, VERBS,
                   Tokenizer, World, draw_list, is_reserved, label_lines, list_line, load_tokenizer,
-                  noun_phrase, one_line_parser, prose, read_json_lines, refuse, require, write_atomically)
+                  noun_phrase, one_line_parser, prose, read_json_lines, refuse, require, sha256,
+                  write_atomically)
 from model import load_checkpoint, load_gpt2, model_from_checkpoint
 
 # The two odd-one-out rules need no shots: four integers with one odd one among them say what is asked. The
@@ -527,8 +528,9 @@ class Log:
         return Estimate.of(values) if key.startswith(("shift", "gain")) else Estimate.of(values, 0, 100)
 
     def has(self, key):
-        """Whether the last rows have this metric."""
-        return any(key in row for (_, _, step), row in self.rows.items() if step == self.last)
+        """Whether all of the last rows have this metric. Rows of older code may lack one."""
+        last = [row for (_, _, step), row in self.rows.items() if step == self.last]
+        return bool(last) and all(key in row for row in last)
 
 
 # --------------------------------------------------------------------------------------------------- verdicts
@@ -708,42 +710,25 @@ def verdicts(log, study="main"):
 def read_study(folder):
     """(Log, settings.json) of a study's folder. ValueError says what to do if it is damaged or unfinished."""
     try:
-        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         info = json.loads((folder / "settings.json").read_text())
-        missing = {"study", "question", "pairs", "left_out", "machines", "commits"} - info.keys()
+        missing = {"study", "question", "pairs", "left_out", "machines", "commits", "sha256"} - info.keys()
         require(not missing, f"settings.json lacks {', '.join(sorted(missing))}")
         info = {"judge": [], "judge_best": False, "figure": "", "x": {}, "line": []} | info
-        order, keys = list(info["arms"]), {}
-        last = max(arm["steps"] for arm in info["arms"].values()) or info["settings"]["steps"]
-        kinds = {row.get("settings") for row in rows}
-        require(len(kinds) < 2, f"rows of {len(kinds)} different settings, which must not be averaged")
-        rules = COPAIN_TASKS
-        if rows:
-            rules = [key for key in rows[0]["copain_tasks"] if not key.endswith("_zero-shot")]
-        for n, row in enumerate(rows, 1):
-            row.pop("curve_copain_tasks", None)
-            row |= row.pop("copain_tasks", {})
-            for key, x in row.items():
-                if key not in ("arm", "settings") and not (key.startswith("train_loss") and row["step"] == 0):
-                    least = 1 if "ppl" in key else -100 if key.endswith("gain") else 0
-                    good = type(x) in (int, float) and least <= x < math.inf
-                    require(good, f"row {n}: {key} is {x!r}")
-            these = {key for key in row if not key.startswith("tokens_")}
-            other = keys.setdefault(row["step"] in (0, last), these) ^ these  # first and last rows have more
-            require(not other, f"row {n} has other metrics than the rows before: {sorted(other)}")
+        same = sha256(folder / "metrics.jsonl") == info["sha256"]
+        require(same, "metrics.jsonl is not what train.py wrote")
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        order, steps = list(info["arms"]), max(arm["steps"] for arm in info["arms"].values())
         rows.sort(key=lambda row: (order.index(row["arm"]), row["seed"], row["step"]))
-        log = Log(rows, float(info.get("label_chance", 50)), last, rules)
-        require(len(log.rows) == len(rows), "two rows have the same arm, seed and step")
-        for name in itertools.product(log.arms, log.seeds, [0, *log.steps]):
-            require(name in log.rows, f"there is no row of (arm, seed, step) {name}")
-        require(not log.seeds or log.has("curve_gain"), "an earlier version wrote it, without the gain")
+        rules = [rule for row in rows[:1] for rule in row["copain_tasks"] if not rule.endswith("_zero-shot")]
+        rows = [row | row.pop("copain_tasks", {}) for row in rows]
+        steps = steps or info["settings"]["steps"]
+        log = Log(rows, float(info.get("label_chance", 50)), steps, rules or COPAIN_TASKS)
     except OSError as e:
         raise ValueError(f"{folder} is not the folder of a finished study ({e.strerror}: {e.filename}): run "
                          "train.py first, and give the folder that it names") from None
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise ValueError(f"{folder}: metrics.jsonl or settings.json is damaged, or two versions of the "
-                         f"code wrote it ({type(e).__name__}: {e}): rerun the study, which writes both again "
-                         "from its checkpoints, or choose another --name") from None
+        raise ValueError(f"{folder}: metrics.jsonl or settings.json is damaged ({type(e).__name__}: {e}): "
+                         "rerun the study, which writes them again from its checkpoints") from None
     require(log.seeds, f"{folder}: no run has finished all of the study's arms: rerun the study to go on")
     return log, info
 

@@ -45,8 +45,8 @@ from tqdm import tqdm
 import bench
 from curriculum import Curriculum
 from data import (COPAIN_TASKS, OTHER_RULES, SOURCES, Mixture, Tokenizer, World, load_manifest,
-                  load_tokenizer, lock, one_line_parser, parse_object, refuse, require, train_bpe,
-                  write_atomically, write_corpus)
+                  load_tokenizer, lock, one_line_parser, parse_object, refuse, require, sha256,
+                  train_bpe, write_atomically, write_corpus)
 from ema import EMA
 from model import (GPT, GPTConfig, add_lora, load_checkpoint, load_gpt2, merge_lora, model_from_checkpoint,
                    newest_checkpoint, save_checkpoint)
@@ -651,7 +651,7 @@ def measure(job, step, tokens, losses, model, ema, benchmark, validation, before
     average of a shadow EMA. Under torchrun the first process alone evaluates."""
     s = job.settings
     row = {"arm": job.name, "seed": s.seed, "data_seed": s.data_seed, "bench_seed": s.bench_seed,
-           "settings": settings_hash(s), "step": step, "lr": job.lr * lr_factor(step, job),
+           "step": step, "lr": job.lr * lr_factor(step, job),
            "train_loss": mean_loss(job, step, losses), "train_loss_max": losses[1].item() or None}
     row |= {f"tokens_{name}": n for name, n in tokens.items()}
     if step == 0 and job.needs:  # this model was measured when the job before it ended
@@ -775,8 +775,6 @@ def train(job, tell=lambda step, loss: None, stopping=lambda: False):
 # Not compared: what changes a job's result by rounding at most, and what is compared as its arm.
 NOT_COMPARED = {"name", "preset", "study", "seeds", "only", "curriculum", "ema_alpha", "ema_every",
                 "processes", "checkpoint_every", "leak_check"}
-VARIED = {"seed", "data_seed", "bench_seed",  # in a study
-          *(key for line in [*BASES.values(), *SCHEDULES.values()] for key in line)}
 
 
 def write_lines(path, rows):
@@ -798,12 +796,6 @@ def check_same(job, ckpt):
     old = ckpt["settings"] | {f"arm's {key}": value for key, value in ckpt["job"]["arm"].items()}
     new = asdict(job.settings) | {f"arm's {key}": value for key, value in asdict(job.arm).items()}
     refuse_differences(job.path, old, new)
-
-
-def settings_hash(s):
-    """Eight hex digits of the settings that a study's arms share. Only rows that agree in it are averaged."""
-    kept = {key: value for key, value in asdict(s).items() if key not in NOT_COMPARED | VARIED}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
 
 
 @functools.cache
@@ -1093,12 +1085,15 @@ def write_study(s, record, left_out):
         left_out = list(dict.fromkeys([*old["left_out"], *left_out]))
     for name in names:
         for i in range(s.seeds):
-            rows += make_job(s, i, name).so_far()["rows"]
+            job = make_job(s, i, name)
+            if job.so_far()["rows"]:
+                check_same(job, job.so_far())  # rows of different settings are never averaged
+                rows += job.so_far()["rows"]
     folder.mkdir(exist_ok=True)
     write_lines(folder / "metrics.jsonl", rows)
     info = {"study": s.study, **asdict(study), "pairs": [*default_pairs(names), *study.pairs],
             "left_out": left_out, "arms": {name: asdict(ARMS[name]) for name in names}, "bases": BASES,
-            **record, "settings": asdict(s)}
+            **record, "settings": asdict(s), "sha256": sha256(folder / "metrics.jsonl")}
     if isinstance(study.x, str):
         settings = {name: make_job(s, 0, name).settings for name in names}
         info["x"] = {name: getattr(settings[name], study.x) for name in names if study.x}

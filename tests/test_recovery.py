@@ -256,14 +256,16 @@ def test_a_command_that_was_refused_or_failed_before_its_first_checkpoint_does_n
     assert code == 0, err
 
 
-def test_rows_of_different_settings_or_the_same_row_twice_are_never_averaged(study, tmp_path, call):
-    shutil.copytree(study[0] / "runs/smoke/main", tmp_path / "main")
-    good = (tmp_path / "main/metrics.jsonl").read_text().splitlines()
-    other = json.dumps(json.loads(good[-1]) | {"settings": "00000000"})
-    for rows, words in (([*good[:-1], other], "2 different settings"), ([*good, good[-1]], "two rows have the same arm")):
-        (tmp_path / "main/metrics.jsonl").write_text("\n".join(rows))
-        code, _, err = call(tmp_path, "bench.py", "--report", "main")
-        assert code == 2 and words in err and len(err.splitlines()) == 1
+def test_rows_of_different_settings_or_of_an_edited_log_are_never_averaged(study, tmp_path, call, monkeypatch):
+    shutil.copytree(study[0] / "runs", tmp_path / "runs")
+    path = tmp_path / "runs/smoke/main/metrics.jsonl"
+    good = path.read_text()
+    path.write_text(good + good.splitlines()[-1])
+    code, _, err = call(tmp_path, "bench.py", "--report", "runs/smoke/main")
+    assert code == 2 and "metrics.jsonl is not what train.py wrote" in err and len(err.splitlines()) == 1
+    monkeypatch.setitem(train.ARMS, "ema", dataclasses.replace(train.ARMS["ema"], ema_alpha=0.5))
+    code, _, err = call(tmp_path, "train.py", *SMOKE, "--seeds", "2", "--only", "target")  # its report has all arms
+    assert code == 2 and "ema.pt was made with other settings: arm's ema_alpha 0.92 there, 0.5 here" in err
 
 
 def test_the_largest_loss_of_a_step_is_logged_beside_the_mean(study):

@@ -444,8 +444,8 @@ def test_a_job_whose_log_is_empty_or_vanishes_is_named_without_a_crash(smoke, fr
 
 
 @pytest.mark.parametrize("name, content, words", [
-    ("metrics.jsonl", '{"arm": "tar', "damaged"), ("settings.json", "{", "damaged"), ("metrics.jsonl", "", "no run has finished"),
-    ("metrics.jsonl", '{"seed": 1}\n', "damaged.*KeyError"), ("settings.json", None, "settings.json")])
+    ("metrics.jsonl", '{"arm": "tar', "damaged"), ("settings.json", "{", "damaged"), ("metrics.jsonl", "", "is not what train.py wrote"),
+    ("settings.json", None, "settings.json")])
 def test_a_half_written_or_missing_log_is_named_and_nothing_is_overwritten(study, call, tmp_path, name, content, words):
     shutil.copytree(study[0] / "runs/smoke/main", tmp_path / "main")
     file = tmp_path / "main" / name
