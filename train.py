@@ -139,6 +139,7 @@ BASES = {  # the settings that differ; "" is main's base, which has seen 0.7% of
     "none":     dict(target_order="VSO", cognates=0.0),
     "small":    dict(n_embd=96),
     "large":    dict(n_embd=256),
+    "adamw":    dict(muon_lr=0.0, base_lr=1e-3, base_steps=9600),
 }
 for name in MAIN:
     for schedule in ("at-40", "paper"):
@@ -206,6 +207,10 @@ STUDIES = {
         "target target+english english-only no-warm-up filled-moments filled+english".split(),
         pairs=(("filled+english", "filled-moments"),),
         judge=(in_place("target", "target+english"), in_place("filled-moments", "filled+english"))),
+    "adamw": Study(
+        "Do the findings hold from a base that AdamW alone has trained, for three times as long?",
+        "target target+english adamw adamw+english".split(),
+        judge=(in_place("target", "target+english"), in_place("adamw", "adamw+english"))),
     "replay-content": Study(
         "Is it English, or the few-shot-like documents in it?",
         "target target+english english-prose english-repeats english-patterns other-rules third-language "
