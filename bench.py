@@ -520,6 +520,9 @@ class Log:
         """As log(arm, key, step), but of the sample that is the same at every step; a shift has no sample."""
         return self(arm, key if key.startswith("shift") else f"curve_{key}", step)
 
+    def has_curve(self, key):
+        return self.has(key) and (key.startswith("shift") or self.has(f"curve_{key}"))
+
     def estimate(self, arm, key, step=None):
         """The Estimate of a perplexity (by logarithms, at least 1), a shift, or a percentage."""
         values = self(arm, key, step)
@@ -712,7 +715,8 @@ def read_study(folder):
     try:
         info = json.loads((folder / "settings.json").read_text())
         missing = {"study", "question", "pairs", "left_out", "machines", "commits", "sha256"} - info.keys()
-        require(not missing, f"settings.json lacks {', '.join(sorted(missing))}")
+        require(not missing, f"settings.json lacks {', '.join(sorted(missing))}; expected the folder of a "
+                             "study, such as runs/laptop/main")
         info = {"judge": [], "judge_best": False, "figure": "", "x": {}, "line": []} | info
         same = sha256(folder / "metrics.jsonl") == info["sha256"]
         require(same, "metrics.jsonl is not what train.py wrote")
@@ -733,8 +737,9 @@ def read_study(folder):
     return log, info
 
 
-# A new metric is a key of the row that evaluate() returns, with a heading here and in PANELS. It counts as a
-# percentage, unless its name has ppl, shift or gain in it: see Log.estimate() and read_study().
+# A new metric is a key of the row that evaluate() returns, with a heading here. It counts as a percentage,
+# unless its name has ppl, shift or gain in it: see Log.estimate(). main's figure shows it if it is in PANELS
+# and the row also has curve_<key>, of a sample, at every step; a line at chance needs CHANCE and Log.chance.
 HEADINGS = {  # of the metrics in a report's first table; a terminal shows the first seven
     "ppl_target": "target ppl", "copain": "Copain %", "gain": "gain from shots",
     "label_target": "label task %", "label_ppl_target": "label ppl", "label_english": "label, English %",
@@ -889,7 +894,8 @@ def report_text(log, info, claims, heading, spread):
         if not chosen:  # these arms were not run
             continue
         judged, these = info["study"] if claims else "main", renamed(log, chosen)
-        text += [f"## {title}", f"The claims of `{judged}`, judged on {', '.join(chosen.values())}.",
+        pairs = [name if name == arm else f"{name} (for {arm})" for arm, name in chosen.items()]
+        text += [f"## {title}", f"The claims of `{judged}`, judged on {', '.join(pairs)}.",
                  claims_table(verdicts(these, judged), id="id", claim="claim", verdict="verdict",
                               number="measured")]
         if info["judge_best"]:  # the other pairs are of arms at one rate
@@ -960,7 +966,7 @@ def report(folder):
 
 def variants(log, info):
     """{heading: {arm of a claim: arm in its place}}: where a study judges its claims, or main's, again."""
-    found = {f"Verdicts on {' and '.join([*arms.values()][:2])}": arms for arms in info["judge"]}
+    found = {f"Verdicts on {', '.join(arms.values())}": arms for arms in info["judge"]}
     if info["judge_best"]:
         best = {}
         for name in log.arms:
@@ -1077,8 +1083,11 @@ def draw_lines(log, path, heading, keys, lines, read, label, ticks=()):
 def draw_curves(log, path, heading):
     """The figure of `main`: every metric along the steps."""
     ticks = [0, 1, *(10 ** k for k in range(1, 6) if 2 * 10 ** k < log.last), log.last]
-    lines = [(style, [(step, arm, step) for step in log.steps]) for arm, style in arm_styles(log).items()]
-    draw_lines(log, path, heading, PANELS, lines, log.curve, "step", ticks)
+    keys, lines, colours = [key for key in PANELS if log.has_curve(key)], [], itertools.cycle(MORE_COLOURS)
+    for arm in log.arms:
+        style = ARM_STYLE.get(arm) or (next(colours), "v")
+        lines.append(((arm, *style), [(step, arm, step) for step in log.steps]))
+    draw_lines(log, path, heading, keys, lines, log.curve, "step", ticks)
 
 
 def draw_along(log, path, heading, keys, xs, label, joined):

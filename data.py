@@ -424,8 +424,9 @@ def load_tokenizer(spec):
     for vocabulary, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
         if (folder / vocabulary).exists() and (folder / merges).exists():
             return published_tokenizer(folder / vocabulary, folder / merges)
-    require(str(folder) == "gpt2", f"--tokenizer is {str(spec)!r}, expected gpt2, bpe, or the folder of a "
-            "prepared source or of vocab.json and merges.txt, which save_vocabulary() of transformers writes")
+    require(str(folder) == "gpt2", f"{str(spec)!r} holds no tokenizer: give --tokenizer gpt2, or the folder "
+            "of a prepared source, or of vocab.json and merges.txt, which save_vocabulary() of transformers "
+            "writes")
     try:
         return Tokenizer(tiktoken.get_encoding("gpt2")._mergeable_ranks, GPT2_SPLIT)
     except Exception as e:  # no network and no cache; tiktoken lets its downloader's exceptions through
@@ -531,7 +532,8 @@ def prepare(name, paths, out="data", field="text", tokenizer="gpt2", vocab_size=
         (part / "tokenizer.json").write_text(tok.to_json())
         done = encode_files(files, part, tok, plan, workers or os.cpu_count())
         for side, n in done["tokens"].items():
-            require(n, f"none of {done['documents']} documents went to {side}: give more, or change --val")
+            require(n, f"none of {done['documents']} documents went to {side}: give more (in plain text, "
+                       "blank lines separate them), or change --val")
         sums = {side: sha256(part / f"{side}.bin") for side in done["tokens"]}
         text = json.dumps({"name": name} | done | {"sha256": sums} | plan, indent=1) + "\n"
         write_atomically(part / "manifest.json", lambda p: p.write_text(text))

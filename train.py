@@ -70,6 +70,13 @@ class Arm:
     start: str = ""           # an arm to start from instead of a base
     steps: int = 0            # 0: Settings.steps
 
+    def check(self, name):
+        """Raises ValueError if it has a value that no run can have."""
+        good = -1 <= self.ema_alpha <= 1 and min(self.ema_every - 1, self.lora_rank, self.l2, self.steps) >= 0
+        require(good and 0 <= self.hold <= 1 and (self.ema_alpha or not self.shadow),
+                f"arm {name!r}: expected ema_alpha from -1 to 1 (not 0 with shadow), ema_every from 1, hold "
+                f"from 0 to 1, lora_rank, l2 and steps from 0; it is {self}")
+
 
 TARGET = "target=rest"
 REPLAY = "target=rest english=constant(0.2)"
@@ -637,6 +644,8 @@ def make_model(job, tok):
         add_lora(model, job.arm.lora_rank)
     for name, p in model.named_parameters():
         p.requires_grad_(bool(re.search(job.arm.trained, name)))
+    require(any(p.requires_grad for p in model.parameters()),
+            f"{job.name}: no parameter has a name in which {job.arm.trained!r} is found")
     return model.to(s.device), before
 
 
@@ -779,7 +788,7 @@ def train(job, tell=lambda step, loss: None, stopping=lambda: False):
 # ----------------------------------------------------------------------------------------- the files of a run
 # Not compared: what changes a job's result by rounding at most, and what is compared as its arm.
 NOT_COMPARED = {"name", "preset", "study", "seeds", "only", "curriculum", "ema_alpha", "ema_every",
-                "processes", "checkpoint_every", "leak_check"}
+                "processes", "checkpoint_every", "leak_check", "gate_gain", "gate_label", "gate_cloze"}
 
 
 def write_lines(path, rows):
@@ -793,22 +802,30 @@ def refuse_differences(what, old, new):
     old, new = json.loads(json.dumps(old)), json.loads(json.dumps(new))
     differ = [f"{key} {old.get(key)!r} there, {new.get(key)!r} here" for key in {**old, **new}
               if key not in NOT_COMPARED and old.get(key) != new.get(key)]
-    require(not differ, f"{what} was made with other settings: {'; '.join(differ)}: choose another --name")
+    another = "another name for the arm" if all("arm's" in text for text in differ) else "another --name"
+    require(not differ, f"{what} was made with other settings: {'; '.join(differ)}: choose {another}")
 
 
 def check_same(job, ckpt):
-    """Raises ValueError if the checkpoint of a job was made by other settings, or another arm of its name."""
-    old = ckpt["settings"] | {f"arm's {key}": value for key, value in ckpt["job"]["arm"].items()}
-    new = asdict(job.settings) | {f"arm's {key}": value for key, value in asdict(job.arm).items()}
+    """Raises ValueError if the checkpoint of a job was made by other settings, or another arm of its name. A
+    field that the code did not have then counts as its default."""
+    def flat(settings, arm):
+        arm = asdict(Arm("")) | arm
+        return asdict(Settings()) | settings | {f"arm's {key}": value for key, value in arm.items()}
+
+    old, new = flat(ckpt["settings"], ckpt["job"]["arm"]), flat(asdict(job.settings), asdict(job.arm))
     refuse_differences(job.path, old, new)
 
 
 @functools.cache
 def code_version():
-    """The commit of this code, with -dirty if it was changed since."""
+    """The commit of this code. If it was changed since, or there is no git: also a hash of its files."""
     command = "git describe --always --dirty"  # for the shell: where there is no git, it says nothing
     git = subprocess.run(command, shell=True, cwd=Path(__file__).parent, text=True, capture_output=True)
-    return git.stdout.strip() or "unknown"
+    commit, files = git.stdout.strip() or "unknown", sorted(Path(__file__).parent.glob("*.py"))
+    content = b"".join(file.read_bytes() for file in files)
+    is_clean = commit != "unknown" and not commit.endswith("-dirty")
+    return commit if is_clean else f"{commit}-{hashlib.sha256(content).hexdigest()[:8]}"
 
 
 def processor(s):
@@ -842,7 +859,7 @@ def open_run(s, run):
         whole = all(isinstance(old.get(key), type(value)) for key, value in record.items())
         require(whole, f"{path} is not the record of a run: choose another --name")
         if any(file.suffix in (".pt", ".damaged") for file in run.rglob("*")):
-            refuse_differences(run, old["settings"], settings)
+            refuse_differences(run, asdict(Settings()) | old["settings"], settings)
             for key in ("machines", "commits"):
                 record[key] = old[key] + [x for x in record[key] if x not in old[key]]
             if record["commits"] != old["commits"]:
@@ -975,10 +992,12 @@ def work_together(s, jobs):
         signal.signal(signal.SIGINT, handler)
         show_progress(jobs, steps, losses, processes)
     finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C waits for the checkpoints, too
         for process in processes:
             process.terminate()  # to work(), SIGTERM means: write a checkpoint and end
         for process in processes:
             process.join()
+        signal.signal(signal.SIGINT, handler)
 
 
 def show_progress(jobs, steps, losses, processes):
@@ -1062,7 +1081,18 @@ def plan(s):
     widths = [BASES["small"]["n_embd"], s.n_embd, BASES["large"]["n_embd"]]
     require(s.study != "scale" or s.preset == "smoke" or widths == sorted(set(widths)), "--study scale: the "
             f"widths of small, default and large are {widths}, which do not rise: change BASES or --n_embd")
+    study = STUDIES[s.study]
+    placed = study.x if isinstance(study.x, dict) else ()
+    for arms in [*study.pairs, study.line, placed, *(chosen.values() for chosen in study.judge)]:
+        for name in arms:
+            check_name(f"an arm of study {s.study!r}", name, ARMS)
+    if study.x and not placed:
+        check_name(f"x of study {s.study!r}", study.x, [f.name for f in fields(Settings)])
+    of_toy = [name for name in names if {"target_order", "cognates"} & BASES[ARMS[name].base].keys()]
+    require(not (of_toy and s.source), f"{of_toy} are of other toy languages, but --source gives real text: "
+                                       "leave one out")
     for job in jobs.values():
+        job.arm.check(job.name)
         job.settings.check()
         job.settings.world().languages()  # refuses an impossible word order
         curriculum = Curriculum(job.arm.curriculum)
@@ -1072,7 +1102,7 @@ def plan(s):
                                          f"are {', '.join(s.corpora())}")
         if job.so_far()["rows"]:
             check_same(job, job.so_far())
-    lengths = {make_job(s, 0, name).steps for name in [*STUDIES[s.study].arms, *names]}
+    lengths = {make_job(s, 0, name).steps for name in [*study.arms, *names]}
     require(len(lengths) == 1, f"{', '.join(names)} run for another number of steps than study {s.study!r}, "
                                "and cannot share a report: choose the --study that they belong to")
     jobs = sorted(jobs.values(), key=lambda job: (job.name != "base", bool(job.arm.start), job.settings.seed))
@@ -1125,7 +1155,7 @@ def finish(s, jobs, record):
         folder = write_study(s, record, left_out)
         try:
             print(bench.report(folder))
-            if not (s.source or s.init):
+            if s.name == s.preset and not (s.source or s.init):
                 names = [*STUDIES, *STUDIES]  # after the last study comes the first
                 more = names[names.index(s.study) + 1] if s.seeds > 1 else f"{s.study} --seeds 5"
                 print(f"try next: python train.py --preset {s.preset} --study {more}")
@@ -1134,7 +1164,7 @@ def finish(s, jobs, record):
                 raise
             print(f"no report yet: {e}")
     if failed:
-        raise ChildProcessError("; ".join(failed) + " -- rerun the same command to run what is missing")
+        raise ChildProcessError("; ".join(failed) + " -- when that is mended, the same command runs the rest")
     require(not bases or len(left_out) < len(bases), "; ".join(left_out))
 
 

@@ -565,6 +565,22 @@ def test_every_study_gets_the_picture_that_it_asks_for(tmp_path, monkeypatch, st
     assert drawn == [{"main": "draw_curves", "optimizer": "draw_ends"}.get(study, "draw_along")]
 
 
+def test_two_variants_that_share_their_first_arms_are_both_judged(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "draw_figure", lambda *_: None)
+    log = a_log(**dict.fromkeys(["target", "target+english", "up", "down"], {}))
+    judge = [dict(zip(train.MAIN, ("target", "target+english", name))) for name in ("up", "down")]
+    assert [arms["curriculum"] for arms in bench.variants(log, dict(judge=judge, judge_best=False)).values()] == ["up", "down"]
+
+
+def test_every_arm_has_a_curve_of_its_own_and_a_metric_without_a_curve_has_no_panel(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(bench, "draw_lines", lambda log, path, heading, keys, lines, *_: drawn.append((keys, lines)))
+    monkeypatch.setitem(bench.PANELS, "cloze_target", "Cloze")
+    bench.draw_curves(a_log(**dict.fromkeys(["target", "near", "far", "far+english"], {})), tmp_path / "x", "")
+    ((keys, lines),) = drawn
+    assert len({style for style, _ in lines}) == 4 and "copain" in keys and "cloze_target" not in keys
+
+
 def test_an_arm_without_a_place_along_x_makes_the_picture_one_of_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "draw_ends", lambda log, path, heading: path.write_text(heading))
     arms = {**train.DOSES, "no-place": 0}

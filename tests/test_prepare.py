@@ -464,7 +464,7 @@ MISTAKES = [  # name of the file, its bytes, flags, words of the message
     ("a.txt", b"one", [], "none of 1 documents went to val"),
     ("a.txt", b"one", ["--val", "0.99999"], "none of 1 documents went to train"),
     ("a.txt", b"x", ["--val", "2"], "val is 2.0"),
-    ("a.txt", b"x", ["--tokenizer", "nowhere"], "tokenizer is 'nowhere'"),
+    ("a.txt", b"x", ["--tokenizer", "nowhere"], "'nowhere' holds no tokenizer"),
     ("a.txt", b"x", ["--name", "a/b"], "name is 'a/b'"),
     ("a.txt", b"x", ["--name", "old"], "data/old is there already"),
     ("a.txt", b"x", ["--errors", "ignore"], "ignore"),

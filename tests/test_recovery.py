@@ -221,6 +221,18 @@ def test_an_arm_that_was_run_is_not_taken_for_one_that_was_defined_anew_under_it
     assert code == 2 and "ema.pt was made with other settings: arm's ema_alpha 0.92 there, 0.5 here" in err
 
 
+def test_an_old_run_goes_on_when_the_code_has_a_new_field_or_another_gate(fresh):
+    job = fresh("target")
+    train.train(job, stopping=stop_at(5))
+    ckpt = load_checkpoint(job.path)
+    del ckpt["settings"]["accumulate"], ckpt["job"]["arm"]["hold"]  # as if they had come later
+    ckpt["settings"]["gate_gain"] = 12.0
+    train.check_same(job, ckpt)
+    ckpt["job"]["arm"]["l2"] = 2.0
+    with pytest.raises(ValueError, match="arm's l2 2.0 there, 0.0 here: choose another name for the arm$"):
+        train.check_same(job, ckpt)
+
+
 def test_an_arm_that_was_run_is_not_taken_for_one_whose_schedule_has_changed_since(study, call, monkeypatch):
     monkeypatch.setitem(train.SCHEDULES, "", dict(lr_until=0.5))
     code, _, err = call(study[0], "train.py", *SMOKE, "--seeds", "2")

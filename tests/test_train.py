@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -267,6 +268,45 @@ def test_a_name_misspelled_in_a_table_is_refused_with_the_nearest(monkeypatch, c
         train.arm_names(train.Settings(name="x", study="mine"))
 
 
+@pytest.mark.parametrize("field, value", [
+    ("pairs", (("target", "emma"),)), ("judge", ({"target": "emma"},)), ("line", ("emma",)), ("x", {"emma": 1})])
+def test_a_name_misspelled_in_a_field_of_a_study_is_refused_before_anything_is_trained(monkeypatch, tmp_path, field, value):
+    monkeypatch.chdir(tmp_path)
+    study = train.Study("Why?", ["target", "ema"])
+    s = train.Settings(name="x", study="mine", device="cpu", dtype="float32")
+    monkeypatch.setitem(train.STUDIES, "mine", study)
+    assert train.plan(s)
+    monkeypatch.setitem(train.STUDIES, "mine", dataclasses.replace(study, **{field: value}))
+    with pytest.raises(ValueError, match="an arm of study 'mine' is 'emma'.*'ema'"):
+        train.plan(s)
+    monkeypatch.setitem(train.STUDIES, "mine", dataclasses.replace(study, x="cognats"))
+    with pytest.raises(ValueError, match="x of study 'mine' is 'cognats'.*'cognates'"):
+        train.plan(s)
+
+
+@pytest.mark.parametrize("values", [dict(ema_alpha=1.8), dict(ema_alpha=0.9, ema_every=0), dict(lora_rank=-1),
+                                    dict(shadow=True), dict(l2=-1.0), dict(hold=2.0)])
+def test_a_value_that_no_arm_can_have_is_refused_before_anything_is_trained(monkeypatch, tmp_path, values):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(train.ARMS, "ema", dataclasses.replace(train.ARMS["target"], **values))
+    with pytest.raises(ValueError, match="arm 'ema': expected"):
+        train.plan(train.Settings(name="x", device="cpu", dtype="float32"))
+
+
+def test_a_pattern_that_finds_no_parameter_to_train_is_named(fresh):
+    job = fresh("target")
+    with pytest.raises(ValueError, match="no parameter has a name in which 'nothing' is found"):
+        train.train(dataclasses.replace(job, arm=dataclasses.replace(job.arm, trained="nothing")))
+
+
+def test_changed_code_has_another_version_with_and_without_git(monkeypatch):
+    found = []
+    for commit in ("abc", "abc-dirty", ""):
+        monkeypatch.setattr(train.subprocess, "run", lambda *_, said=commit, **__: SimpleNamespace(stdout=said))
+        found.append(train.code_version.__wrapped__())
+    assert found[0] == "abc" and found[1].startswith("abc-dirty-") and found[2].startswith("unknown-")
+
+
 @pytest.mark.parametrize("script, flags, words", [
     ("data.py", [], "--- english, lists"), ("bench.py", ["--show"], "--- max_integer_in_list"),
     ("model.py", [], "124,439,808"), ("train.py", ["--help"], "--seeds")])
@@ -289,7 +329,7 @@ def test_an_arm_is_compared_with_the_one_that_lacks_its_english_or_its_ema_alone
 
 def test_without_git_a_run_records_that_its_commit_is_unknown(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    assert train.code_version.__wrapped__() == "unknown"
+    assert train.code_version.__wrapped__().startswith("unknown-")
 
 
 def test_a_cpu_takes_the_laptop_preset_even_beside_a_gpu(monkeypatch):
