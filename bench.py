@@ -531,9 +531,9 @@ class Log:
         return Estimate.of(values) if key.startswith(("shift", "gain")) else Estimate.of(values, 0, 100)
 
     def has(self, key):
-        """Whether all of the last rows have this metric. Rows of older code may lack one."""
-        last = [row for (_, _, step), row in self.rows.items() if step == self.last]
-        return bool(last) and all(key in row for row in last)
+        """Whether all first and last rows have this metric. Rows of older code may lack one."""
+        ends = [row for (_, _, step), row in self.rows.items() if step in (0, self.last)]
+        return bool(ends) and all(key in row for row in ends)
 
 
 # --------------------------------------------------------------------------------------------------- verdicts
@@ -715,8 +715,7 @@ def read_study(folder):
     try:
         info = json.loads((folder / "settings.json").read_text())
         missing = {"study", "question", "pairs", "left_out", "machines", "commits", "sha256"} - info.keys()
-        require(not missing, f"settings.json lacks {', '.join(sorted(missing))}; expected the folder of a "
-                             "study, such as runs/laptop/main")
+        require(not missing, f"settings.json lacks {', '.join(sorted(missing))}")
         info = {"judge": [], "judge_best": False, "figure": "", "x": {}, "line": []} | info
         same = sha256(folder / "metrics.jsonl") == info["sha256"]
         require(same, "metrics.jsonl is not what train.py wrote")
@@ -731,15 +730,17 @@ def read_study(folder):
         raise ValueError(f"{folder} is not the folder of a finished study ({e.strerror}: {e.filename}): run "
                          "train.py first, and give the folder that it names") from None
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise ValueError(f"{folder}: metrics.jsonl or settings.json is damaged ({type(e).__name__}: {e}): "
-                         "rerun the study, which writes them again from its checkpoints") from None
+        raise ValueError(f"{folder}: metrics.jsonl or settings.json is damaged, or not of a study "
+                         f"({type(e).__name__}: {e}): rerun the study, which writes them again from its "
+                         "checkpoints") from None
     require(log.seeds, f"{folder}: no run has finished all of the study's arms: rerun the study to go on")
     return log, info
 
 
 # A new metric is a key of the row that evaluate() returns, with a heading here. It counts as a percentage,
-# unless its name has ppl, shift or gain in it: see Log.estimate(). main's figure shows it if it is in PANELS
-# and the row also has curve_<key>, of a sample, at every step; a line at chance needs CHANCE and Log.chance.
+# unless its name contains ppl or starts with shift or gain (Log.estimate). main's figure shows it if it is in
+# PANELS and the row also has curve_<key>, of a sample, at every step. A line at chance needs CHANCE and
+# Log.chance.
 HEADINGS = {  # of the metrics in a report's first table; a terminal shows the first seven
     "ppl_target": "target ppl", "copain": "Copain %", "gain": "gain from shots",
     "label_target": "label task %", "label_ppl_target": "label ppl", "label_english": "label, English %",

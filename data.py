@@ -170,7 +170,8 @@ def make_language(name, seed, order="SOV", cognates=0.4):
 # A rule maps a list of elements to one of them. Seven are Copain's, and the English corpus rehearses them.
 # The held-out rule is in no corpus: it tells whether a model learns a rule from shots, or recognizes one.
 # draw_list() reads the name of a rule. Its first word is the place of the answer: in the sorted list
-# (integer, character), or in the list as it is written (element). A _group has one even or odd integer.
+# (integer, character), or in the list as it is written (element). In a _group one integer is even and the
+# others are odd, or the reverse.
 COPAIN_TASKS = ["max_integer_in_list", "min_integer_in_list", "median_integer_in_list",
                 "even_integer_in_odd_group", "odd_integer_in_even_group", "first_character_in_list",
                 "last_character_in_list"]

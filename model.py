@@ -378,8 +378,8 @@ def main():
             save_gpt2(model_from_checkpoint(load_checkpoint(flags.checkpoint)), flags.export)
         except (ValueError, OSError, MemoryError) as e:
             refuse(e)
-        return print(f"{flags.export}: config.json and model.safetensors, as GPT-2 is published; without a "
-                     "tokenizer, see --tokenizer of bench.py")
+        return print(f"{flags.export}: config.json and model.safetensors, as GPT-2 is published. For its "
+                     "tokenizer, use bench.py --tokenizer")
     with torch.device("meta"):
         print(f"GPT-2 124M: {GPT(GPTConfig()).num_params():,} parameters")
     torch.manual_seed(0)

@@ -75,7 +75,7 @@ class Arm:
         good = -1 <= self.ema_alpha <= 1 and min(self.ema_every - 1, self.lora_rank, self.l2, self.steps) >= 0
         require(good and 0 <= self.hold <= 1 and (self.ema_alpha or not self.shadow),
                 f"arm {name!r}: expected ema_alpha from -1 to 1 (not 0 with shadow), ema_every from 1, hold "
-                f"from 0 to 1, lora_rank, l2 and steps from 0; it is {self}")
+                f"from 0 to 1, lora_rank, l2 and steps from 0; got {self}")
 
 
 TARGET = "target=rest"
@@ -127,8 +127,8 @@ ARMS = {
     "frozen-attention": Arm(TARGET, trained=r"^(?!.*\.attn\.)"),  # all names without .attn. in them
     "frozen-blocks":    Arm(TARGET, trained=r"wte|wpe|ln_f"),
 }
-SCHEDULES = {  # of the learning rate, see lr_factor(): what differs from Settings, where the rate has mostly
-    # fallen when the curriculum's English ends
+SCHEDULES = {  # of the learning rate, see lr_factor(): what differs from Settings. There the rate has mostly
+    # fallen by the time the curriculum's English ends
     "":           {},
     "constant":   dict(warmup=0.0, lr_until=0.0, lr_floor=1.0),
     "at-40":      dict(warmup=0.01, lr_until=0.4, lr_floor=0.05),
@@ -146,7 +146,7 @@ BASES = {  # the settings that differ; "" is main's base, which has seen 0.7% of
     "none":     dict(target_order="VSO", cognates=0.0),
     "small":    dict(n_embd=96),
     "large":    dict(n_embd=256),
-    "adamw":    dict(muon_lr=0.0, base_lr=1e-3, base_steps=9600),
+    "adamw":    dict(muon_lr=0.0, base_lr=1e-3, base_steps=9600),  # at any preset
 }
 for name in MAIN:
     for schedule in ("at-40", "paper"):
@@ -172,7 +172,7 @@ class Study:
     pairs: tuple = ()         # pairs of arms to compare, besides default_pairs()
     judge: tuple = ()         # each {arm of a claim: arm in its place}: the claims are judged on these, too
     judge_best: bool = False  # and on every arm at the rate where its target perplexity is lowest
-    figure: str = ""          # along x: "step", "target perplexity", or what x is; "": an arm is a row
+    figure: str = ""          # x label ("step", "target perplexity": no x needed); "": a row per arm
     x: object = ""            # {arm: its place along x}, or the name of the setting that gives the place
     line: tuple = ()          # one line joins these arms; without it, a line joins the arms of a kind
 
@@ -215,7 +215,7 @@ STUDIES = {
         pairs=(("filled+english", "filled-moments"),),
         judge=(in_place("target", "target+english"), in_place("filled-moments", "filled+english"))),
     "adamw": Study(
-        "Do the findings hold from a base that AdamW alone has trained, for three times as long?",
+        "Do the findings hold for a base trained by AdamW alone?",
         "target target+english adamw adamw+english".split(),
         judge=(in_place("target", "target+english"), in_place("adamw", "adamw+english"))),
     "replay-content": Study(
@@ -808,7 +808,7 @@ def refuse_differences(what, old, new):
 
 def check_same(job, ckpt):
     """Raises ValueError if the checkpoint of a job was made by other settings, or another arm of its name. A
-    field that the code did not have then counts as its default."""
+    field that the old code lacked counts as its default."""
     def flat(settings, arm):
         arm = asdict(Arm("")) | arm
         return asdict(Settings()) | settings | {f"arm's {key}": value for key, value in arm.items()}
@@ -846,8 +846,9 @@ def open_run(s, run):
     for file in filter(None, files):
         for part in sorted(Path(file).glob("*model*")) if Path(file).is_dir() else [file]:
             settings[f"contents of {part}"] = hashlib.sha256(np.memmap(part, mode="r")).hexdigest()[:16]
-    tables = repr((SOURCES, COPAIN_TASKS, OTHER_RULES)).encode()
-    settings["SOURCES and rules in data.py"] = hashlib.sha256(tables).hexdigest()[:16]
+    if not s.source:
+        made_of = {f"corpus {name}": str(source) for name, source in SOURCES.items()}
+        settings |= made_of | {"rules": f"{COPAIN_TASKS}, {OTHER_RULES}"}
     machine = {"processor": processor(s), "cores": os.cpu_count(), "python": platform.python_version(),
                "torch": torch.__version__, "system": platform.system(),
                "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
@@ -859,12 +860,13 @@ def open_run(s, run):
         whole = all(isinstance(old.get(key), type(value)) for key, value in record.items())
         require(whole, f"{path} is not the record of a run: choose another --name")
         if any(file.suffix in (".pt", ".damaged") for file in run.rglob("*")):
-            refuse_differences(run, asdict(Settings()) | old["settings"], settings)
+            known = {key: value for key, value in settings.items() if key.startswith(("corpus ", "rules"))}
+            refuse_differences(run, known | asdict(Settings()) | old["settings"], settings)
             for key in ("machines", "commits"):
                 record[key] = old[key] + [x for x in record[key] if x not in old[key]]
             if record["commits"] != old["commits"]:
                 print(f"note: {run} was begun with other code, {', '.join(old['commits'])}. If this code "
-                      "computes something else, choose another --name")
+                      "gives other results, choose another --name")
         elif old["settings"] != settings:
             for folder in run.glob("seed*"):
                 shutil.rmtree(folder)
@@ -992,7 +994,7 @@ def work_together(s, jobs):
         signal.signal(signal.SIGINT, handler)
         show_progress(jobs, steps, losses, processes)
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C waits for the checkpoints, too
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # ignore Ctrl-C until the checkpoints are written
         for process in processes:
             process.terminate()  # to work(), SIGTERM means: write a checkpoint and end
         for process in processes:
@@ -1090,7 +1092,7 @@ def plan(s):
         check_name(f"x of study {s.study!r}", study.x, [f.name for f in fields(Settings)])
     of_toy = [name for name in names if {"target_order", "cognates"} & BASES[ARMS[name].base].keys()]
     require(not (of_toy and s.source), f"{of_toy} are of other toy languages, but --source gives real text: "
-                                       "leave one out")
+                                       "drop them or --source")
     for job in jobs.values():
         job.arm.check(job.name)
         job.settings.check()
@@ -1100,9 +1102,11 @@ def plan(s):
         for name in curriculum.shapes:
             require(name in s.corpora(), f"the curriculum of {job.name!r} names the source {name!r}; there "
                                          f"are {', '.join(s.corpora())}")
+    reported = [make_job(s, i, name) for i in range(s.seeds) for name in [*study.arms, *names]]
+    for job in [*jobs.values(), *reported]:
         if job.so_far()["rows"]:
             check_same(job, job.so_far())
-    lengths = {make_job(s, 0, name).steps for name in [*study.arms, *names]}
+    lengths = {job.steps for job in reported}
     require(len(lengths) == 1, f"{', '.join(names)} run for another number of steps than study {s.study!r}, "
                                "and cannot share a report: choose the --study that they belong to")
     jobs = sorted(jobs.values(), key=lambda job: (job.name != "base", bool(job.arm.start), job.settings.seed))
@@ -1164,7 +1168,7 @@ def finish(s, jobs, record):
                 raise
             print(f"no report yet: {e}")
     if failed:
-        raise ChildProcessError("; ".join(failed) + " -- when that is mended, the same command runs the rest")
+        raise ChildProcessError("; ".join(failed) + " -- fix that; the same command then runs the rest")
     require(not bases or len(left_out) < len(bases), "; ".join(left_out))
 
 

@@ -607,9 +607,13 @@ def test_a_log_in_which_no_run_has_ended_is_refused(tmp_path, rows):
         bench.report(write_study(tmp_path / "study", rows))
 
 
-def test_a_metric_that_some_arms_lack_since_other_code_ran_them_is_left_out(tmp_path, monkeypatch):
+@pytest.mark.parametrize("steps", [(0, 10, 100), (0,), (100,)])
+def test_a_metric_that_some_rows_lack_since_other_code_ran_them_is_left_out(tmp_path, monkeypatch, steps):
     monkeypatch.setattr(bench, "draw_figure", lambda *_: None)
-    rows = [{key: x for key, x in row.items() if row["arm"] != "target" or key != "ppl_english"} for row in some_rows()]
+    rows = some_rows()
+    for row in rows:
+        if row["arm"] == "target" and row["step"] in steps:
+            row.pop("ppl_english", None)
     bench.report(write_study(tmp_path / "study", rows))
     assert "English ppl" not in (tmp_path / "study/report.md").read_text()
 

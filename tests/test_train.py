@@ -250,9 +250,13 @@ def test_a_run_folder_of_other_corpora_or_rules_is_refused_and_one_of_other_code
     code, out, err = call(path, "train.py", *SMOKE, "--seeds", "2")
     assert code == 0 and "note: runs/smoke was begun with other code" in out, err
     (path / "runs/smoke/settings.json").write_text(before)
+    monkeypatch.setitem(train.SOURCES, "one-more", ("target", dict(prose=1)))
+    code, out, err = call(path, "train.py", *SMOKE, "--seeds", "2")
+    assert code == 0, err
+    (path / "runs/smoke/settings.json").write_text(before)
     monkeypatch.setitem(train.SOURCES, "target", ("target", dict(prose=1)))
     code, _, err = call(path, "train.py", *SMOKE, "--seeds", "2")
-    assert code == 2 and "SOURCES and rules in data.py" in err and "choose another --name" in err
+    assert code == 2 and "corpus target" in err and "choose another --name" in err
     assert (path / "runs/smoke/settings.json").read_text() == before
 
 
