@@ -176,6 +176,15 @@ class Study:
     x: object = ""            # {arm: its place along x}, or the name of the setting that gives the place
     line: tuple = ()          # one line joins these arms; without it, a line joins the arms of a kind
 
+    def check(self, name):
+        """Raises ValueError if it names an arm or a setting that does not exist."""
+        placed = self.x if isinstance(self.x, dict) else ()
+        for arms in [self.arms, *self.pairs, self.line, placed, *(chosen.values() for chosen in self.judge)]:
+            for arm in arms:
+                check_name(f"an arm of study {name!r}", arm, ARMS)
+        if self.x and not placed:
+            check_name(f"x of study {name!r}", self.x, [f.name for f in fields(Settings)])
+
 
 def default_pairs(arms):
     """Every arm with the one that sees the target language alone, without EMA, and is the same in all else;
@@ -453,6 +462,17 @@ class Job:
     @property
     def title(self):
         return f"{self.settings.seed} {self.arm.base} {self.name}".replace("  ", " ")
+
+    def check(self):
+        """Raises ValueError if its settings or its arm ask for what cannot be run."""
+        self.arm.check(self.name)
+        self.settings.check()
+        self.settings.world().languages()  # refuses an impossible word order
+        curriculum, corpora = Curriculum(self.arm.curriculum), self.settings.corpora()
+        curriculum.check(self.steps)
+        for name in curriculum.shapes:
+            require(name in corpora, f"the curriculum of {self.name!r} names the source {name!r}; there are "
+                                     f"{', '.join(corpora)}")
 
     def evaluate_at(self):
         """Steps to evaluate at: 0, 1, 2, 5, 10, 20, 50 ... and the last, dense at the start as in the paper.
@@ -1056,14 +1076,16 @@ def arm_names(s):
     """The arms that a command asks for. Those of --only may be of another study."""
     names = STUDIES[s.study].arms if s.only in ("", "base") else s.only.split(",")
     for name in names:
-        check_name("--only" if name in s.only else f"an arm of study {s.study!r}", name, ARMS)
+        check_name("--only", name, ARMS)
     return names
 
 
 def plan(s):
     """The jobs of a study, each after the one that it needs. Everything that can be refused is refused here,
     before anything is written."""
-    names, jobs = arm_names(s), {}
+    study, jobs = STUDIES[s.study], {}
+    study.check(s.study)
+    names = arm_names(s)
     for folder in s.prepared().values():
         load_manifest(folder, s.block_size)
     shared_tokenizer(s)
@@ -1083,25 +1105,11 @@ def plan(s):
     widths = [BASES["small"]["n_embd"], s.n_embd, BASES["large"]["n_embd"]]
     require(s.study != "scale" or s.preset == "smoke" or widths == sorted(set(widths)), "--study scale: the "
             f"widths of small, default and large are {widths}, which do not rise: change BASES or --n_embd")
-    study = STUDIES[s.study]
-    placed = study.x if isinstance(study.x, dict) else ()
-    for arms in [*study.pairs, study.line, placed, *(chosen.values() for chosen in study.judge)]:
-        for name in arms:
-            check_name(f"an arm of study {s.study!r}", name, ARMS)
-    if study.x and not placed:
-        check_name(f"x of study {s.study!r}", study.x, [f.name for f in fields(Settings)])
     of_toy = [name for name in names if {"target_order", "cognates"} & BASES[ARMS[name].base].keys()]
     require(not (of_toy and s.source), f"{of_toy} are of other toy languages, but --source gives real text: "
                                        "drop them or --source")
     for job in jobs.values():
-        job.arm.check(job.name)
-        job.settings.check()
-        job.settings.world().languages()  # refuses an impossible word order
-        curriculum = Curriculum(job.arm.curriculum)
-        curriculum.check(job.steps)
-        for name in curriculum.shapes:
-            require(name in s.corpora(), f"the curriculum of {job.name!r} names the source {name!r}; there "
-                                         f"are {', '.join(s.corpora())}")
+        job.check()
     reported = [make_job(s, i, name) for i in range(s.seeds) for name in [*study.arms, *names]]
     for job in [*jobs.values(), *reported]:
         if job.so_far()["rows"]:

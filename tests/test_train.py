@@ -269,7 +269,7 @@ def test_a_name_misspelled_in_a_table_is_refused_with_the_nearest(monkeypatch, c
         train.make_job(train.Settings(name="x"), 0, "mine")
     monkeypatch.setitem(train.STUDIES, "mine", train.Study("Why?", ["target", "curriculm"]))
     with pytest.raises(ValueError, match="an arm of study 'mine' is 'curriculm'.*'curriculum'"):
-        train.arm_names(train.Settings(name="x", study="mine"))
+        train.STUDIES["mine"].check("mine")
 
 
 @pytest.mark.parametrize("field, value", [
