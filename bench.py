@@ -521,6 +521,7 @@ class Log:
         return self(arm, key if key.startswith("shift") else f"curve_{key}", step)
 
     def has_curve(self, key):
+        """Whether curve() can read this metric."""
         return self.has(key) and (key.startswith("shift") or self.has(f"curve_{key}"))
 
     def estimate(self, arm, key, step=None):
@@ -714,9 +715,9 @@ def read_study(folder):
     """(Log, settings.json) of a study's folder. ValueError says what to do if it is damaged or unfinished."""
     try:
         info = json.loads((folder / "settings.json").read_text())
-        missing = {"study", "question", "pairs", "left_out", "machines", "commits", "sha256"} - info.keys()
+        missing = {"study", "question", "pairs", "judge", "judge_best", "figure", "x", "line", "left_out",
+                   "machines", "commits", "sha256"} - info.keys()
         require(not missing, f"settings.json lacks {', '.join(sorted(missing))}")
-        info = {"judge": [], "judge_best": False, "figure": "", "x": {}, "line": []} | info
         same = sha256(folder / "metrics.jsonl") == info["sha256"]
         require(same, "metrics.jsonl is not what train.py wrote")
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -1094,11 +1095,12 @@ def draw_curves(log, path, heading):
 def draw_along(log, path, heading, keys, xs, label, joined):
     """The ends of arms along xs, {arm: x}. One line joins the arms in `joined`; without any, a line joins the
     arms of a family, the last of them large."""
-    points = {arm: (xs[arm], arm, log.last) for arm in log.arms}
-    styles, families = arm_styles(log), defaultdict(list)
-    lines = [(("mean of the runs", "0.6", ""), [points[arm] for arm in joined])]
-    lines += [(style, [points[arm]]) for arm, style in styles.items()]
-    if not joined:
+    points, styles = {arm: (xs[arm], arm, log.last) for arm in log.arms}, arm_styles(log)
+    if joined:
+        lines = [(("mean of the runs", "0.6", ""), [points[arm] for arm in joined])]
+        lines += [(style, [points[arm]]) for arm, style in styles.items()]
+    else:
+        families = defaultdict(list)
         for arm, style in styles.items():
             families[style].append(points[arm])
         lines = families.items()

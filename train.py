@@ -173,16 +173,17 @@ class Study:
     judge: tuple = ()         # each {arm of a claim: arm in its place}: the claims are judged on these, too
     judge_best: bool = False  # and on every arm at the rate where its target perplexity is lowest
     figure: str = ""          # x label ("step", "target perplexity": no x needed); "": a row per arm
-    x: object = ""            # {arm: its place along x}, or the name of the setting that gives the place
+    x: dict | str = field(default_factory=dict)  # {arm: its place}, or the name of a setting that gives it
     line: tuple = ()          # one line joins these arms; without it, a line joins the arms of a kind
 
     def check(self, name):
         """Raises ValueError if it names an arm or a setting that does not exist."""
-        placed = self.x if isinstance(self.x, dict) else ()
+        by_setting = isinstance(self.x, str)
+        placed = [] if by_setting else self.x
         for arms in [self.arms, *self.pairs, self.line, placed, *(chosen.values() for chosen in self.judge)]:
             for arm in arms:
                 check_name(f"an arm of study {name!r}", arm, ARMS)
-        if self.x and not placed:
+        if by_setting:
             check_name(f"x of study {name!r}", self.x, [f.name for f in fields(Settings)])
 
 
@@ -842,10 +843,11 @@ def code_version():
     """The commit of this code. If it was changed since, or there is no git: also a hash of its files."""
     command = "git describe --always --dirty"  # for the shell: where there is no git, it says nothing
     git = subprocess.run(command, shell=True, cwd=Path(__file__).parent, text=True, capture_output=True)
-    commit, files = git.stdout.strip() or "unknown", sorted(Path(__file__).parent.glob("*.py"))
-    content = b"".join(file.read_bytes() for file in files)
-    is_clean = commit != "unknown" and not commit.endswith("-dirty")
-    return commit if is_clean else f"{commit}-{hashlib.sha256(content).hexdigest()[:8]}"
+    commit = git.stdout.strip() or "unknown"
+    if commit == "unknown" or commit.endswith("-dirty"):
+        content = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
+        commit += f"-{hashlib.sha256(content).hexdigest()[:8]}"
+    return commit
 
 
 def processor(s):
@@ -866,9 +868,11 @@ def open_run(s, run):
     for file in filter(None, files):
         for part in sorted(Path(file).glob("*model*")) if Path(file).is_dir() else [file]:
             settings[f"contents of {part}"] = hashlib.sha256(np.memmap(part, mode="r")).hexdigest()[:16]
+    made_of = {}
     if not s.source:
         made_of = {f"corpus {name}": str(source) for name, source in SOURCES.items()}
-        settings |= made_of | {"rules": f"{COPAIN_TASKS}, {OTHER_RULES}"}
+        made_of["rules"] = f"{COPAIN_TASKS}, {OTHER_RULES}"
+    settings |= made_of
     machine = {"processor": processor(s), "cores": os.cpu_count(), "python": platform.python_version(),
                "torch": torch.__version__, "system": platform.system(),
                "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
@@ -880,8 +884,8 @@ def open_run(s, run):
         whole = all(isinstance(old.get(key), type(value)) for key, value in record.items())
         require(whole, f"{path} is not the record of a run: choose another --name")
         if any(file.suffix in (".pt", ".damaged") for file in run.rglob("*")):
-            known = {key: value for key, value in settings.items() if key.startswith(("corpus ", "rules"))}
-            refuse_differences(run, known | asdict(Settings()) | old["settings"], settings)
+            # what an old record lacks counts as today's corpora and as the defaults of settings
+            refuse_differences(run, made_of | asdict(Settings()) | old["settings"], settings)
             for key in ("machines", "commits"):
                 record[key] = old[key] + [x for x in record[key] if x not in old[key]]
             if record["commits"] != old["commits"]:
@@ -1142,8 +1146,7 @@ def write_study(s, record, left_out):
             "left_out": left_out, "arms": {name: asdict(ARMS[name]) for name in names}, "bases": BASES,
             **record, "settings": asdict(s), "sha256": sha256(folder / "metrics.jsonl")}
     if isinstance(study.x, str):
-        settings = {name: make_job(s, 0, name).settings for name in names}
-        info["x"] = {name: getattr(settings[name], study.x) for name in names if study.x}
+        info["x"] = {name: getattr(make_job(s, 0, name).settings, study.x) for name in names}
     if s.task:  # percent right by guessing
         items = bench.read_choices(s.task, s.shots)
         info["label_chance"] = 100 * float(np.mean([1 / len(item.choices) for item in items]))

@@ -624,7 +624,7 @@ def test_a_record_of_a_study_without_one_of_its_fields_and_a_study_that_stands_t
     with pytest.raises(ValueError, match="holds the study main twice"):
         bench.findings(tmp_path)
     info = json.loads((folder / "settings.json").read_text())
-    for key in ("study", "question", "pairs", "left_out", "machines", "commits", "sha256"):
+    for key in ("study", "question", "pairs", "judge", "figure", "x", "line", "left_out", "machines", "commits", "sha256"):
         (folder / "settings.json").write_text(json.dumps({name: x for name, x in info.items() if name != key}))
         with pytest.raises(ValueError, match=f"settings.json lacks {key}"):
             bench.report(folder)
