@@ -43,6 +43,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import bench
+from results import report
 from curriculum import Curriculum
 from data import (COPAIN_TASKS, OTHER_RULES, SOURCES, Mixture, Tokenizer, World, load_manifest,
                   load_tokenizer, lock, one_line_parser, parse_object, refuse, require, sha256,
@@ -253,7 +254,7 @@ STUDIES = {
         "frozen-blocks".split(), figure="target perplexity"),
     "languages": Study(
         "Does English matter more, the less of the language the base has seen?",
-        [name + end for end in ("", "-lr-0.1") for name in bench.C8_ARMS], judge_best=True),
+        [name + end for end in ("", "-lr-0.1") for name in report.C8_ARMS], judge_best=True),
     "distance": Study(
         "Does English matter more, the further the language is from English?",
         "near near+english target target+english far far+english none none+english".split(),
@@ -1169,7 +1170,7 @@ def finish(s, jobs, record):
     if s.only != "base":
         folder = write_study(s, record, left_out)
         try:
-            print(bench.report(folder))
+            print(report.report(folder))
             if s.name == s.preset and not (s.source or s.init):
                 names = [*STUDIES, *STUDIES]  # after the last study comes the first
                 more = names[names.index(s.study) + 1] if s.seeds > 1 else f"{s.study} --seeds 5"
