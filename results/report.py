@@ -275,7 +275,7 @@ def read_study(folder):
     try:
         info = json.loads((folder / "settings.json").read_text())
         missing = {"study", "question", "pairs", "judge", "judge_best", "figure", "x", "line", "left_out",
-                   "machines", "commits", "sha256"} - info.keys()
+                   "machines", "commits"} - info.keys()
         require(not missing, f"settings.json lacks {', '.join(sorted(missing))}")
         same = sha256(folder / "metrics.jsonl") == info["sha256"]
         require(same, "metrics.jsonl is not what train.py wrote")
