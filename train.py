@@ -167,6 +167,8 @@ class Settings:
         rows = self.batch_size if self.init else math.gcd(self.batch_size, self.base_batch_size)
         require(rows % self.accumulate == 0, f"--accumulate is {self.accumulate}, expected a divisor of "
                                              "--batch_size and --base_batch_size")
+        require(re.fullmatch(r"\w[\w.+-]*", self.name), f"--name is {self.name!r}, expected the name of a "
+                                                        "folder under runs/: letters, digits, _ . + -")
         names = [text.split("=")[0] for text in self.source]
         for text in self.source:
             require(re.fullmatch(r"\w[\w+-]*=.+", text) and names.count(text.split("=")[0]) == 1,
