@@ -164,9 +164,6 @@ class Settings:
                 raise ValueError(f"--{f.name} is {value}, expected a number {least} to {high:,}")
             if f.metadata["choices"]:
                 check_name(f"--{f.name}", value, f.metadata["choices"])
-        rows = self.batch_size if self.init else math.gcd(self.batch_size, self.base_batch_size)
-        require(rows % self.accumulate == 0, f"--accumulate is {self.accumulate}, expected a divisor of "
-                                             "--batch_size and --base_batch_size")
         require(re.fullmatch(r"\w[\w.+-]*", self.name), f"--name is {self.name!r}, expected the name of a "
                                                         "folder under runs/: letters, digits, _ . + -")
         names = [text.split("=")[0] for text in self.source]
@@ -512,6 +509,9 @@ def check_job(job):
     job.settings.check()
     require(-1 <= arm.ema_alpha <= 1 <= arm.ema_every and min(arm.lora_rank, arm.l2, arm.steps) >= 0,
             f"arm {job.name!r} has a value out of its range: {arm}")
+    parts = rank_and_world()[1] * job.settings.accumulate
+    require(job.batch_size % parts == 0, f"a batch of {job.batch_size} rows cannot be cut into {parts} "
+                                                   "equal parts, --accumulate for each process")
     for name in curriculum.shapes:
         check_name(f"a source in the curriculum of {job.name!r}", name, job.settings.corpora())
     curriculum.check(job.steps)

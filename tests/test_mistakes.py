@@ -45,7 +45,7 @@ CASES = [
     ("train.py --steps 0", "steps is 0.*from 1"), ("train.py --lr nan", "lr is nan"),
     ("train.py --lr 0", "lr is 0.*above 0"), ("train.py --warmup 2", "warmup is 2.0.*from 0 to 1"),
     ("train.py --n_head 3", "n_embd=32.*n_head=3"), ("train.py --vocab_size 10", "vocab_size is 10.*from 257"),
-    ("train.py --accumulate 9", "accumulate is 9.*divisor"), ("train.py --seeds -1", "seeds is -1"),
+    ("train.py --accumulate 9", "8 rows cannot be cut into 9 equal parts"), ("train.py --seeds -1", "seeds is -1"),
     # languages and curricula
     ("train.py --target_order SVX", "word order 'SVX'"), ("train.py --cognates 0.9", "cognates is 0.9.*0.8"),
     ("train.py --base_curriculum english", "curriculum 'english'"),
