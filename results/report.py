@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from bench import copain_chance
-from data import COPAIN_TASKS, refuse, require, sha256, write_atomically
+from data import COPAIN_TASKS, refuse, require, write_atomically
 
 
 # ----------------------------------------------------------------------------------- intervals over the seeds
@@ -75,13 +75,20 @@ class Log:
         step = self.last if step is None else step
         return np.array([self.rows[arm, seed, step][key] for seed in self.seeds])
 
-    def curve(self, arm, key, step):
-        """As log(arm, key, step), but of the sample that is the same at every step; a shift has no sample."""
-        return self(arm, key if key.startswith("shift") else f"curve_{key}", step)
+    # The logs that are committed here were written when a smaller sample of the items was asked along the way;
+    # their `curve_...` are of that sample. This stays only as long as these old results stay: in a new log
+    # along() is log().
+    def along(self, arm, key, step):
+        """As log(arm, key, step), of the items that are asked at every step."""
+        rows = [self.rows[arm, seed, step] for seed in self.seeds]
+        return np.array([row.get(f"curve_{key}", row.get(key)) for row in rows])
 
-    def has_curve(self, key):
-        """Whether curve() can read this metric."""
-        return self.has(key) and (key.startswith("shift") or self.has(f"curve_{key}"))
+    def has_along(self, key):
+        """Whether every row has this metric."""
+        return bool(self.rows) and all(key in row or f"curve_{key}" in row for row in self.rows.values())
+
+    def is_sampled(self):
+        return any(key.startswith("curve_") for row in self.rows.values() for key in row)
 
     def estimate(self, arm, key, step=None):
         """The Estimate of a perplexity (by logarithms, at least 1), a shift, or a percentage."""
@@ -139,8 +146,8 @@ def judge_c2(log):
     if base.low <= 0:
         return "inconclusive", f"the base has no ICL to lose: its gain from shots is {base.text()} points"
     tenth = max(1, 0.1 * log.last)
-    early = [log.curve("target", "copain", step) for step in log.steps if 0 < step <= tenth]
-    worst = Estimate.of(np.min(early, axis=0) / log.curve("target", "copain", 0), least=0)
+    early = [log.along("target", "copain", step) for step in log.steps if 0 < step <= tenth]
+    worst = Estimate.of(np.min(early, axis=0) / log.along("target", "copain", 0), least=0)
     conditions = [worst.high < COLLAPSE, end.is_gap(), gain.is_gap()]
     return grade(conditions, conditions), (
         f"lowest early Copain without English {worst.text(0, 100)}% of the base's; at the end, with - "
@@ -158,7 +165,7 @@ def judge_c3(log):
 
 def shift_at(log, arm, levels):
     """The L2 shift of every run where its target perplexity first comes down to a level, one per run."""
-    ppl = [log.curve(arm, "ppl_target", step) for step in log.steps]
+    ppl = [log.along(arm, "ppl_target", step) for step in log.steps]
     ppl = np.minimum.accumulate(np.log(ppl))[::-1]                                    # (steps, seeds), rising
     shift = np.array([log(arm, "shift_l2", step) for step in log.steps])[::-1]
     return np.array([np.interp(math.log(x), ppl[:, i], shift[:, i]) for i, x in enumerate(levels)])
@@ -168,7 +175,7 @@ def judge_c4(log):
     early = min(step for step in log.steps if step >= 0.1 * log.last)
     first, final = (Estimate.of(log("target", "shift_l2", step) / log("target+english", "shift_l2", step))
                     for step in (early, log.last))
-    ends = np.maximum(*(log.curve(arm, "ppl_target", log.last) for arm in T_TE))  # where the slower one ends
+    ends = np.maximum(*(log.along(arm, "ppl_target", log.last) for arm in T_TE))  # where the slower one ends
     equal = shift_at(log, "target", ends) / shift_at(log, "target+english", ends)
     further = first.low > 1 and final.low > 1
     return grade([further, min(first.mean, final.mean) >= SHIFT_RATIO], [further]), (
@@ -275,10 +282,8 @@ def read_study(folder):
     try:
         info = json.loads((folder / "settings.json").read_text())
         missing = {"study", "question", "pairs", "judge", "judge_best", "figure", "x", "line", "left_out",
-                   "machines", "commits", "sha256"} - info.keys()
+                   "machines", "commits"} - info.keys()
         require(not missing, f"settings.json lacks {', '.join(sorted(missing))}")
-        same = sha256(folder / "metrics.jsonl") == info["sha256"]
-        require(same, "metrics.jsonl is not what train.py wrote")
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         order, steps = list(info["arms"]), max(arm["steps"] for arm in info["arms"].values())
         rows.sort(key=lambda row: (order.index(row["arm"]), row["seed"], row["step"]))
@@ -299,8 +304,7 @@ def read_study(folder):
 
 # A new metric is a key of the row that evaluate() returns, with a heading here. It counts as a percentage,
 # unless its name contains ppl or starts with shift or gain (Log.estimate). main's figure shows it if it is in
-# PANELS and the row also has curve_<key>, of a sample, at every step. A line at chance needs CHANCE and
-# Log.chance.
+# PANELS and every row has it. A line at chance needs CHANCE and Log.chance.
 HEADINGS = {  # of the metrics in a report's first table; a terminal shows the first seven
     "ppl_target": "target ppl", "copain": "Copain %", "gain": "gain from shots",
     "label_target": "label task %", "label_ppl_target": "label ppl", "label_english": "label, English %",
@@ -381,10 +385,17 @@ def pairs_table(log, pairs):
     return markdown(heading, rows)
 
 
+def machine_text(machine):
+    """A machine as a text. In the old results it is a dict."""
+    if isinstance(machine, str):
+        return machine
+    return f"{machine['processor']}, {machine['cores']} cores, torch {machine['torch']}"
+
+
 def provenance(log, info):
     """Runs, seeds, machines and commits, in a line."""
     s, text = info["settings"], f"{len(log.seeds)} runs: base seeds {', '.join(map(str, log.seeds))}"
-    machines = [f"{m['processor']}, {m['cores']} cores, torch {m['torch']}" for m in info["machines"]]
+    machines = [machine_text(machine) for machine in info["machines"]]
     if len(log.seeds) == 1:
         text = f"1 run: base seed {log.seeds[0]}"
     for name, key in (("data order", "data_seed"), ("benchmark", "bench_seed")):
@@ -426,7 +437,7 @@ def steps_table(log):
     for arm in log.arms:
         rows.append([arm])
         for step in log.steps:
-            rows[-1].append(" / ".join(f"{log.curve(arm, key, step).mean():.0f}" for key in keys))
+            rows[-1].append(" / ".join(f"{log.along(arm, key, step).mean():.0f}" for key in keys))
     return markdown(["arm", *map(str, log.steps)], rows)
 
 
@@ -470,8 +481,9 @@ def report_text(log, info, claims, heading, spread):
              "a rule that no training document uses; chance 33%.", ends_table(log, arms, CONTROLS),
              "## Rule by rule", f"Percent right with three shots / without, {spread.split(' [')[0]}.",
              rules_table(log, arms), "## Copain and the label task along the way"]
-    return text + ["Of the same third of the items at every step; elsewhere: of all.", steps_table(log),
-                   "## Arms and settings",
+    if log.is_sampled():
+        text.append("Of the same third of the items at every step; elsewhere: of all.")
+    return text + [steps_table(log), "## Arms and settings",
                    f"```json\n{json.dumps({'arms': arms, **info['settings']}, indent=1)}\n```\n"]
 
 
@@ -484,7 +496,8 @@ def draw_figure(log, info, path, title):
     if label == "target perplexity":
         xs, keys = {arm: log.estimate(arm, "ppl_target").mean for arm in log.arms}, keys[1:]
     if label == "step":
-        draw_curves(log, path, f"{title}; of the same third of the items at every step")
+        sampled = "; of the same third of the items at every step" if log.is_sampled() else ""
+        draw_curves(log, path, title + sampled)
     elif xs and set(log.arms) <= set(xs) and set(joined) <= set(log.arms):
         if not joined:
             title += "; large marker: the last in the table"
@@ -616,7 +629,7 @@ def start_figure(log, heading, keys, height):
 
 
 def draw_lines(log, path, heading, keys, lines, read, label, ticks=()):
-    """Metrics along x. lines: [(style, [(x, arm, step)])]; read: log or log.curve. A thin line is a run."""
+    """Metrics along x. lines: [(style, [(x, arm, step)])]; read: log or log.along. A thin line is a run."""
     (fig, panels), handles = start_figure(log, heading, keys, 2.2), {}
     for ax, key in panels:
         for (family, colour, marker), points in lines:
@@ -644,11 +657,11 @@ def draw_lines(log, path, heading, keys, lines, read, label, ticks=()):
 def draw_curves(log, path, heading):
     """The figure of `main`: every metric along the steps."""
     ticks = [0, 1, *(10 ** k for k in range(1, 6) if 2 * 10 ** k < log.last), log.last]
-    keys, lines, colours = [key for key in PANELS if log.has_curve(key)], [], itertools.cycle(MORE_COLOURS)
+    keys, lines, colours = [key for key in PANELS if log.has_along(key)], [], itertools.cycle(MORE_COLOURS)
     for arm in log.arms:
         style = ARM_STYLE.get(arm) or (next(colours), "v")
         lines.append(((arm, *style), [(step, arm, step) for step in log.steps]))
-    draw_lines(log, path, heading, keys, lines, log.curve, "step", ticks)
+    draw_lines(log, path, heading, keys, lines, log.along, "step", ticks)
 
 
 def draw_along(log, path, heading, keys, xs, label, joined):
