@@ -9,6 +9,7 @@ import functools
 import itertools
 import json
 import math
+import os
 import sys
 from collections import defaultdict, namedtuple
 from dataclasses import asdict, dataclass
@@ -489,6 +490,7 @@ def report_text(log, info, claims, heading, spread):
 
 def draw_figure(log, info, path, title):
     """The picture that the study asks for (train.Study). title: its message."""
+    os.environ["MPLBACKEND"] = "Agg"  # Jupyter sets a backend that matplotlib's import may not find
     runs, label, xs, joined = f"one run, base seed {log.seeds[0]}", info["figure"], info["x"], info["line"]
     if len(log.seeds) > 1:
         runs = f"means of {len(log.seeds)} runs, base seeds {log.seeds[0]} to {log.seeds[-1]}; thin: a run"
@@ -530,11 +532,15 @@ def report(folder):
     summary = json.dumps({"study": info["study"], "seeds": log.seeds, "step": log.last, "claims": claims,
                           "arms": numbers}, indent=1)
     write_atomically(folder / "summary.json", lambda path: path.write_text(summary + "\n"))
-    draw_figure(log, info, folder / "figure.png", title)
+    figure = f"figure: {folder / 'figure.png'}"
+    try:
+        draw_figure(log, info, folder / "figure.png", title)
+    except Exception as e:  # hours of training must not end without their table
+        figure = f"figure: not drawn ({type(e).__name__}: {' '.join(str(e).split())})"
     judged = [v for v in claims if v["verdict"] != "not run"]
     found = [f"{v['id']} {v['verdict']:>14}: {v['claim']} ({v['number']})" for v in judged]
     parts = [heading, ends_table(log, info["arms"], HEADINGS, most=7), spread, "\n".join(found),
-             f"report: {folder / 'report.md'}\nfigure: {folder / 'figure.png'}"]
+             f"report: {folder / 'report.md'}\n{figure}"]
     return "\n\n".join(filter(None, parts))
 
 
