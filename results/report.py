@@ -3,11 +3,10 @@
     python -m results.report runs/laptop/main    draws the report of a study again
     python -m results.report results             prints the claims and comparisons of all studies in a folder
 
-train.py leaves two files in a study's folder. metrics.jsonl has a row for every evaluation: arm, seed, step, and
-what bench.evaluate() measured. settings.json says what was run, what to compare, and what the figure shows.
+train.py leaves two files in a study's folder. metrics.jsonl has a row per evaluation: arm, seed, step, and
+what bench.evaluate() measured. settings.json says what was run, what to compare, what the figure shows.
 """
 import functools
-import itertools
 import json
 import math
 import os
@@ -36,6 +35,7 @@ class Log:
         for seed in sorted({row["seed"] for row in rows}):
             self.unfinished[seed] = [arm for arm in self.arms if (arm, seed, self.last) not in self.rows]
         self.seeds = [seed for seed, missing in self.unfinished.items() if not missing]
+        self.of_run = " in this run" if len(self.seeds) == 1 else ""  # one run is no measure of chance
         self.is_old = any("curve_copain" in row for row in rows)
 
     def __call__(self, arm, key, step=None):
@@ -44,8 +44,8 @@ class Log:
 
     def along(self, arm, key, step):
         """log(arm, key, step), from the items that are asked at every step."""
-        # Old logs asked fewer items along the way: `curve_copain`, also in first and last rows beside `copain`.
-        # This function and is_old stay only as long as old results stay.
+        # In old logs, fewer items were asked along the way, as `curve_copain`, which first and last rows have
+        # beside `copain`. This function and is_old stay only as long as old results stay.
         rows = [self.rows[arm, seed, step] for seed in self.seeds]
         return np.array([row.get(f"curve_{key}", row.get(key)) for row in rows])
 
@@ -57,7 +57,7 @@ class Log:
         return Estimate.of(values) if key.startswith(("shift", "gain")) else Estimate.of(values, 0, 100)
 
     def difference(self, key, a="target+english", b="target"):
-        """Of a metric at the end, arm a - arm b, paired by run."""
+        """The Estimate of arm a - arm b at the end, paired by run; that of ratio() is of a / b."""
         return Estimate.of(self(a, key) - self(b, key))
 
     def ratio(self, key, a="target", b="target+english"):
@@ -69,18 +69,15 @@ class Log:
         return bool(ends) and all(key in row for row in ends)
 
 
-NEEDED = {"study", "question", "pairs", "judge", "judge_best", "figure", "x", "line", "left_out", "arms", "settings",
-          "machines", "commits"}
-
-
 def read_study(folder):
     """(Log, settings.json as a dict) of a study's folder. ValueError if it is damaged or nothing has ended."""
     try:
         info = json.loads((folder / "settings.json").read_text())
-        require(NEEDED <= info.keys(), f"settings.json lacks {', '.join(sorted(NEEDED - info.keys()))}")
-        rows = [row for _, row in read_json_lines(folder / "metrics.jsonl")]
+        needed = "study question pairs judge judge_best figure x line left_out arms settings machines commits"
+        lacks = [key for key in needed.split() if key not in info]
+        require(not lacks, f"settings.json lacks {', '.join(lacks)}")
+        rows, order = [row for _, row in read_json_lines(folder / "metrics.jsonl")], list(info["arms"])
         require(rows, "metrics.jsonl is empty")
-        order = list(info["arms"])
         rows.sort(key=lambda row: (order.index(row["arm"]), row["seed"], row["step"]))
         rules = [key for key in rows[0].get("copain_tasks", COPAIN_TASKS) if not key.endswith("_zero-shot")]
         last = max(arm["steps"] for arm in info["arms"].values()) or info["settings"]["steps"]
@@ -88,8 +85,8 @@ def read_study(folder):
         rows = [row | row.get("copain_tasks", {}) for row in rows if row["arm"] in ended]
         log = Log(rows, float(info.get("label_chance", 50)), last, rules)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise ValueError(f"{folder} holds no study that can be read ({type(e).__name__}: {e}): give another folder, "
-                         "or rerun the study, which writes metrics.jsonl and settings.json again") from None
+        raise ValueError(f"{folder} holds no study that can be read ({type(e).__name__}: {e}): rerun it, which "
+                         "writes metrics.jsonl and settings.json again, or give another folder") from None
     require(log.seeds, f"{folder}: no run has finished all of the study's arms: rerun the study to go on")
     return log, info
 
@@ -213,18 +210,18 @@ def judge_c4(log):
 
 def judge_repair(log, arm):
     """C5 and C6: how much of what English gains does an arm gain without it?"""
-    closed, half, texts = [], [], []
+    shares, texts = [], []
     for key, name in (("copain", "Copain"), ("gain", "gain from shots"), ("label_target", "label task")):
         english, gain = log.difference(key), log.difference(key, arm)
         if english.is_gap():
             share = gain.mean / english.mean
-            closed.append(share >= RECOVERED and gain.low > 0)
-            half.append(share >= 0.5 and gain.low > 0)
+            shares.append(share if gain.low > 0 else 0)
             texts.append(f"{name} {gain.text()}, {share:.0%}")
     if not texts:
         return "inconclusive", "English made no difference that could be recovered"
     ppl = log.ratio("ppl_target", arm)
-    return grade([len(closed) == 3, *closed, ppl.high < PPL_MARGIN], half), (
+    all_of = [len(shares) == 3, min(shares) >= RECOVERED, ppl.high < PPL_MARGIN]
+    return grade(all_of, [max(shares) >= 0.5]), (
         f"points gained, share of the gap: {'; '.join(texts)}; perplexity {arm} / with English {ppl.text(3)}")
 
 
@@ -258,9 +255,9 @@ CLAIMS = [
     Claim("C1", "main", T_TE, judge_c1, "English in the mixture does not change target perplexity",
           f"the ratio t / te is inside [1/{PPL_MARGIN}, {PPL_MARGIN}]"),
     Claim("C2", "main", T_TE, judge_c2, "without English, ICL collapses early",
-          f"Copain of t falls below {COLLAPSE:.0%} of the base's in the first 10% of the steps, and te ends "
-          f"at least {GAP:g} points above t, above 0, on Copain and on the gain from shots; one of the three "
-          "is partly"),
+          f"Copain of t falls below {COLLAPSE:.0%} of the base's in the first 10% of the steps, and te ends at "
+          f"least {GAP:g} points above t, above 0, on Copain and on the gain from shots; one of the three is "
+          "partly"),
     Claim("C3", "main", T_TE, judge_c3, "that hurts downstream prompts in the target language",
           f"label perplexity t / te above 1 and at least {LABEL_RATIO}, and accuracy of te at least {GAP:g} "
           "points above t, above 0; one is partly"),
@@ -304,14 +301,6 @@ def verdicts(log, study="main"):
     return found
 
 
-def in_words(claims, log):
-    """Claims as a reader sees them: a single run is no measure of chance, so its verdicts are of this run."""
-    if len(log.seeds) != 1:
-        return claims
-    words = {"not run": "not run"}
-    return [v | {"verdict": words.get(v["verdict"], f"{v['verdict']} in this run")} for v in claims]
-
-
 def headline(claims):
     """What a study's verdicts say, in a line; '' if there are none, or if those on `main` do not say it."""
     if len(claims) == 1:
@@ -352,13 +341,12 @@ def renamed(log, arms):
 # A new metric is a key of the row that bench.evaluate() returns, with a heading here. It counts as a
 # percentage, unless its name contains ppl or starts with shift or gain (Log.estimate). main's figure shows it
 # if it is in PANELS; then every row must have it. A line at chance needs CHANCE and Log.chance.
-HEADINGS = {  # of the metrics in a report's first table; a terminal shows the first seven
-    "ppl_target": "target ppl", "copain": "Copain %", "gain": "gain from shots",
-    "label_target": "label task %", "label_ppl_target": "label ppl", "label_english": "label, English %",
-    "shift_l2": "L2 shift", "cloze_target": "cloze task %", "shift_relative": "relative shift",
-    "shift_embeddings": "L2, embeddings", "shift_blocks": "L2, blocks", "ppl_english": "English ppl",
-    "cloze_english": "cloze, English %", "copain_not_in_list": "not in list %",
-    "copain_wrong_element": "wrong element %"}
+HEADINGS = {  # of a report's first table; a terminal shows the first seven metrics
+    "ppl_target": "target ppl", "copain": "Copain %", "gain": "gain from shots", "label_target": "label task %",
+    "label_ppl_target": "label ppl", "label_english": "label, English %", "shift_l2": "L2 shift",
+    "cloze_target": "cloze task %", "shift_relative": "relative shift", "shift_embeddings": "L2, embeddings",
+    "shift_blocks": "L2, blocks", "ppl_english": "English ppl", "cloze_english": "cloze, English %",
+    "copain_not_in_list": "not in list %", "copain_wrong_element": "wrong element %"}
 CONTROLS = {
     "copain": "Copain %", "copain_restricted": "restricted to the list %", "copain_zero-shot": "zero-shot %",
     "copain_shuffled": "shuffled answers %", "five": "five rules %", "five_zero-shot": "five, zero-shot %",
@@ -367,9 +355,8 @@ CONTROLS = {
     "label_target_shuffled": "shuffled labels %"}
 POINTS = {"copain": "Copain, points", "gain": "gain from shots, points", "label_target": "label task, points",
           "cloze_target": "cloze task, points"}
-RATIOS = {"ppl_target": "target ppl, ratio", "label_ppl_target": "label ppl, ratio",
-          "shift_l2": "L2 shift, ratio"}
 SHARES = {"copain": "of Copain's gap", "gain": "of its gap", "label_target": "of the label task's gap"}
+RATIOS = {"ppl_target": "target ppl, ratio", "label_ppl_target": "label ppl, ratio", "shift_l2": "L2 shift, ratio"}
 
 
 def markdown(heading, rows):
@@ -381,10 +368,10 @@ def markdown(heading, rows):
     return "\n".join(lines)
 
 
-def claims_table(claims, columns):
-    """Claims as in_words() gives them. columns: {field of a claim: title of its column}."""
-    claims = [v | {"verdict": f"**{v['verdict']}**"} for v in claims]
-    return markdown(list(columns.values()), [[v[field] for field in columns] for v in claims])
+def claims_table(claims, columns, of_run):
+    """Claims as verdicts() gives them. columns: {field of a claim: title}; of_run: Log.of_run."""
+    shown = [v | {"verdict": f"**{v['verdict']}{of_run}**"} for v in claims]
+    return markdown(list(columns.values()), [[v[field] for field in columns] for v in shown])
 
 
 def starts_and_ends(log, arms):
@@ -407,8 +394,7 @@ def ends_table(log, arms, headings, most=99):
 
 
 def pairs_table(log, pairs):
-    """Paired differences between arms at their end. Against `target`, or a variant such as target-at-40, also
-    the share of what English gains there."""
+    """Arm against arm at the end. Against a variant of `target`, also the share of what English gains there."""
     points, ratios, shares = ([key for key in keys if log.has(key)] for keys in (POINTS, RATIOS, SHARES))
     rows = []
     for a, b in pairs:
@@ -459,9 +445,8 @@ def provenance(log, info):
     for name, key in (("data order", "data_seed"), ("benchmark", "bench_seed")):
         found = log(log.arms[0], key)
         text += f", {name} {found[0]}" + (f" to {found[-1]}" if found[-1] > found[0] else "")
-    machines = []
-    for m in info["machines"]:  # a dict in old results alone
-        machines.append(m if isinstance(m, str) else f"{m['processor']}, {m['cores']} cores, torch {m['torch']}")
+    machines = [m if isinstance(m, str) else f"{m['processor']}, {m['cores']} cores, torch {m['torch']}"
+                for m in info["machines"]]  # a dict only in old results
     return f"{text}; {'; '.join(machines)}, {s['device']}, {s['dtype']}; commit {', '.join(info['commits'])}"
 
 
@@ -472,25 +457,26 @@ def report_text(log, info, claims, over_runs, interval):
     if info["settings"]["preset"] == "smoke":
         text.append(f"**{SMOKE}.**")
     text.append(f"{provenance(log, info)}; {over_runs}{interval}; at step {log.last} of the CPT.")
-    text += [f"Left out: {why}" for why in info["left_out"]]
-    text += [f"Left out: {arm}, which no run has finished." for arm in arms if arm not in log.arms]
+    never = [f"{arm}, which no run has finished." for arm in arms if arm not in log.arms]
+    text += [f"Left out: {why}" for why in [*info["left_out"], *never]]
     text += [f"Not averaged: seed {seed}, which has not finished {', '.join(missing)}."
              for seed, missing in log.unfinished.items() if missing]
     text += ["![figure](figure.png)", ends_table(log, arms, HEADINGS),
              f"Chance: Copain {log.chance['copain']:.1f}% by copying a random element of the list, label task "
              f"{log.chance['label_target']:.0f}%, cloze task 25%."]
     if claims:
+        with_criterion = {"id": "id", "claim": "claim", "criterion": "criterion"} | columns
         text += ["## Verdicts", "Criteria were fixed before the run (bench.py, CLAIMS); te is the arm "
                  "target+english, t the arm target. With several runs, above, below and within hold for the "
                  "whole 95% interval, paired by run; a size, such as 10 points, is that of the mean.",
-                 claims_table(in_words(claims, log), {"id": "id", "claim": "claim", "criterion": "criterion"} | columns)]
+                 claims_table(claims, with_criterion, log.of_run)]
     for title, chosen in variants(log, info).items():
         judged, these = info["study"] if claims else "main", renamed(log, chosen)
-        names = [old if old == new else f"{old} (for {new})" for new, old in chosen.items() if new in these.arms]
-        if not names:
+        if not these.arms:  # they were not run
             continue
+        names = [old if old == new else f"{old} (for {new})" for new, old in chosen.items() if old in log.arms]
         text += [f"## {title}", f"The claims of `{judged}`, judged on {', '.join(names)}.",
-                 claims_table(in_words(verdicts(these, judged), log), columns)]
+                 claims_table(verdicts(these, judged), columns, log.of_run)]
         if info["judge_best"]:  # the other pairs are of arms at one rate
             text.append(pairs_table(these, info["pairs"]))
     text += ["## Arm against arm", "Differences and ratios at the end, paired by run; the gap is what "
@@ -522,24 +508,25 @@ def report(folder):
     ends = {}
     for arm in log.arms:
         ends[arm] = {key: log.estimate(arm, key).rounded() for key in HEADINGS if log.has(key)}
-    summary = {"study": info["study"], "seeds": log.seeds, "step": log.last, "claims": claims, "arms": ends}
-    write_atomically(folder / "summary.json", lambda path: path.write_text(json.dumps(summary, indent=1) + "\n"))
-
+    summary = json.dumps({"study": info["study"], "seeds": log.seeds, "step": log.last, "claims": claims,
+                          "arms": ends}, indent=1)
+    write_atomically(folder / "summary.json", lambda path: path.write_text(summary + "\n"))
     figure = folder / "figure.png"
     try:
         draw_figure(log, info, figure, SMOKE if smoke else headline(claims) or info["question"])
     except Exception as e:  # whatever it is, the table of a long study must not be lost with it
         figure = f"not drawn ({type(e).__name__}: {' '.join(str(e).split())})"
-    parts = [SMOKE if smoke else info["question"], ends_table(log, info["arms"], HEADINGS, 7), over_runs + interval]
-    found = [v for v in in_words(claims, log) if v["verdict"] != "not run" and not smoke]
-    if found:
-        parts.append("\n".join(f"{v['id']} {v['verdict']:>14}: {v['claim']} ({v['number']})" for v in found))
+    parts = [SMOKE if smoke else info["question"], ends_table(log, info["arms"], HEADINGS, 7),
+             over_runs + interval]
+    found = [f"{v['id']} {v['verdict'] + log.of_run:>14}: {v['claim']} ({v['number']})" for v in claims
+             if v["verdict"] != "not run"]
+    if found and not smoke:
+        parts.append("\n".join(found))
     return "\n\n".join([*parts, f"report: {folder / 'report.md'}\nfigure: {figure}"])
 
 
 def findings(results):
-    """What the studies in a folder found: the claims with their verdicts, then every study's comparisons. The
-    README quotes the first part, up to the blank line; results/README.md is all of it."""
+    """Of all studies in a folder, the claims (which README quotes), then the comparisons: results/README.md."""
     logs, claims, parts = {}, [], []
     for path in sorted(Path(results).glob("*/metrics.jsonl")):
         log, info = read_study(path.parent)
@@ -548,13 +535,13 @@ def findings(results):
         parts += [f"**{info['study']}: {info['question']}** {provenance(log, info)} "
                   f"([report]({path.parent.name}/report.md), [figure]({path.parent.name}/figure.png))",
                   pairs_table(log, info["pairs"])]
-    require(logs, f"{results} is no study and holds none (no metrics.jsonl): run train.py, then give its folder")
+    require(logs, f"{results} is no study and holds none (metrics.jsonl is missing): run train.py first")
     for study in dict.fromkeys(claim.study for claim in CLAIMS):
         log = logs.get(study, Log([]))
         runs = f"{study}, {len(log.seeds)} runs" if log.seeds else study
-        claims += [v | {"study": runs} for v in in_words(verdicts(log, study), log)]
+        claims += [v | {"study": runs, "verdict": v["verdict"] + log.of_run} for v in verdicts(log, study)]
     table = claims_table(claims, {"id": "", "claim": "claim", "verdict": "verdict",
-                                  "number": "measured, mean [95% interval over runs]", "study": "study"})
+                                  "number": "measured, mean [95% interval over runs]", "study": "study"}, "")
     return "\n\n".join([table, *parts])
 
 
@@ -569,14 +556,16 @@ MORE_COLOURS = ["#332288", "#999933", "#882255", "#888888", "#E69F00", "#56B4E9"
 
 
 def arm_styles(log):
-    """{arm: (family, colour, marker)}. A family is an arm of `main` and its variants, which look alike."""
+    """{arm: (family, colour, marker)}. Arms of a family, such as target and target-at-40, look alike."""
     styles, known = {}, dict(ARM_STYLE)
     for arm in log.arms:
-        mains = [name for name in ARM_STYLE if name in arm]  # in small-target+english: two, of which the last
-        if f"{arm.split('-lr-')[0].removesuffix('+english')}+english" in log.arms:  # far and far+english
-            family = "target+english" if "+english" in arm else "target"
+        mains = [name for name in ARM_STYLE if name in arm]
+        if "+english" in arm:
+            family = "target+english"
+        elif arm.split("-lr-")[0] + "+english" in log.arms:  # such as far, beside far+english
+            family = "target"
         else:
-            family = mains[-1] if mains else arm.rstrip("0123456789.").removesuffix("-")
+            family = mains[0] if mains else arm.rstrip("0123456789.").removesuffix("-")
         if family not in known:
             known[family] = (MORE_COLOURS[len(known) % len(MORE_COLOURS)], "v")
         styles[arm] = (family, *known[family])
@@ -625,9 +614,9 @@ def draw_figure(log, info, path, title):
 
 
 def draw_lines(log, path, title, notes, keys, lines, read, label, ticks=()):
-    """A panel per metric, with all lines. lines: [(style, xs, points)]; a point is an (arm, step).
-    read: log or log.along. label: of x."""
-    (fig, panels), handles = start_figure(log, title, ["thin: a run", *notes], keys, 2.2), {}
+    """A panel per metric. lines: [(style, xs, [(arm, step) of each x])]. read: log or log.along. label: of x."""
+    fig, panels = start_figure(log, title, ["thin: a run", *notes], keys, 2.2)
+    handles = {}
     for ax, key in panels:
         for (family, colour, marker), xs, points in lines:
             runs = np.array([read(arm, key, step) for arm, step in points])           # (points, runs)
@@ -653,9 +642,9 @@ def draw_lines(log, path, title, notes, keys, lines, read, label, ticks=()):
 
 def draw_curves(log, path, title):
     """The figure of `main`: every metric along the steps, every arm in a colour of its own."""
-    colours, lines = itertools.cycle(MORE_COLOURS), []
-    for arm in log.arms:
-        colour, marker = ARM_STYLE[arm] if arm in ARM_STYLE else (next(colours), "v")
+    lines = []
+    for i, arm in enumerate(log.arms):
+        colour, marker = ARM_STYLE.get(arm, (MORE_COLOURS[i % len(MORE_COLOURS)], "v"))
         lines.append(((arm, colour, marker), log.steps, [(arm, step) for step in log.steps]))
     notes = ["of the same third of the items at every step"] if log.is_old else []
     ticks = [0, 1, *(10 ** k for k in range(1, 6) if 2 * 10 ** k < log.last), log.last]
@@ -663,13 +652,11 @@ def draw_curves(log, path, title):
 
 
 def draw_along(log, path, title, keys, xs, label, joined):
-    """The ends of arms along xs, {arm: x}. One line joins the arms in `joined`; without any, a line joins the
-    arms of a family, the last of them large."""
-    styles, notes = arm_styles(log), [] if joined else ["large marker: the last in the table"]
-    groups = [(styles[arm], [arm]) for arm in log.arms]  # (style, the arms on a line)
-    if joined:
-        groups.insert(0, (("mean of the runs", "0.6", ""), joined))
-    else:
+    """The ends of arms along xs, {arm: x}. A line joins the arms in `joined`; without any, those of a family."""
+    styles, notes = arm_styles(log), []
+    groups = [(("mean of the runs", "0.6", ""), joined), *((styles[arm], [arm]) for arm in log.arms)]
+    if not joined:
+        notes = ["large marker: the last in the table"]
         groups = [(style, [arm for arm in log.arms if styles[arm] == style])
                   for style in dict.fromkeys(styles.values())]
     lines = [(style, [xs[arm] for arm in arms], [(arm, log.last) for arm in arms]) for style, arms in groups]
