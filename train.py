@@ -105,12 +105,10 @@ class Settings:
     seed: int = setting(3000, "seed of the base: world, corpora, initial weights, order of the data")
     data_seed: int = setting(0, "seed of the order of the data in the CPT")
     bench_seed: int = setting(1234, "seed of the benchmark's items")
-    only: str = setting("", "'base', or some arms, separated by commas; all arms of the study if not given. An "
-                            "arm of your own is a line of ARMS in train.py")
+    only: str = setting("", "'base', or arms, separated by commas; your own arm is a line of ARMS in train.py")
     init: str = setting("", "start the arms from this checkpoint, or from the files of a GPT-2 in a folder")
     # real text in place of the toy languages
-    source: list = setting((), "NAME=FOLDER made by `data.py prepare`, once for every source; the first plays "
-                               "the role of `target`, the second that of `english`")
+    source: list = setting((), "NAME=FOLDER of `data.py prepare`, repeatable; first `target`, then `english`")
     task: str = setting("", "file of multiple choice in the target language; it replaces the label task")
     shots: int = setting(5, "examples before every question of --task")
     # the world
@@ -126,13 +124,11 @@ class Settings:
     # pretraining of the base: Muon for the matrices of the blocks, AdamW for the rest
     base_steps: int = setting(3200, "steps of the pretraining", 1)
     base_batch_size: int = setting(32, "rows in a batch of the pretraining", 1)
-    base_curriculum: str = setting("english=rest target=constant(0.007)", "mixture of the pretraining; real "
-                                   "base models have seen a little of every language, too")
+    base_curriculum: str = setting("english=rest target=constant(0.007)", "mixture of the pretraining")
     muon_lr: float = setting(0.02, "peak learning rate of Muon; 0 gives its matrices to AdamW")
     base_lr: float = setting(3e-3, "peak learning rate of AdamW in the pretraining", ABOVE_ZERO)
     base_warmup: int = setting(50, "steps of linear warm-up in the pretraining")
-    gate: int = setting(1, "1 leaves out a base that has learned too little (GATE in train.py): its arms would "
-                           "have nothing to lose; 0 keeps it", 0, 1)
+    gate: int = setting(1, "1 leaves out a base that does not reach GATE, with its arms; 0 keeps it", 0, 1)
     # continued pretraining with AdamW, as in the paper
     steps: int = setting(1000, "steps of an arm", 1)
     batch_size: int = setting(16, "rows in a batch of an arm", 1)
@@ -149,8 +145,7 @@ class Settings:
     validation_blocks: int = setting(128, "blocks of validation text for a perplexity", 1)
     # the machine
     device: str = setting("", "cpu or cuda; cuda where it is found", choices=("", "cpu", "cuda"))
-    dtype: str = setting("", "float32 or bfloat16; bfloat16 where the hardware has instructions for it",
-                         choices=("", "float32", "bfloat16"))
+    dtype: str = setting("", "bfloat16 where the hardware has it, else float32", choices=("", "float32", "bfloat16"))
     processes: int = setting(0, "models trained at once; 0 lets the number of cores or GPUs decide")
     compile: str = setting("", "mode of torch.compile; not used if not given", choices=COMPILE_MODES)
     checkpoint_every: int = setting(250, "steps between two checkpoints", 1)
@@ -661,26 +656,24 @@ def code_version():
 @functools.cache
 def machine(device):
     """The GPU, or the CPU with the vector instructions that torch found; cores; torch's version."""
+    name = f"CPU with {torch.backends.cpu.get_cpu_capability()}"
     if device == "cuda":
         name = torch.cuda.get_device_name()
-    else:
-        cpuinfo = Path("/proc/cpuinfo")
-        models = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
-        name = f"{models[0] if models else 'CPU'} with {torch.backends.cpu.get_cpu_capability()}"
+    elif cpu := re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()):
+        name = name.replace("CPU", cpu[1])
     return f"{name}, {os.cpu_count()} cores, torch {torch.__version__}"
 
 
 # ------------------------------------------------------------------------------------------ jobs side by side
 def start_worker(terminal):
-    """What a process of run_jobs() does first."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent alone
-    tqdm.set_lock(terminal)                       # the processes share it
+    """What a process of run_jobs() does first: it leaves Ctrl-C to its parent, and ends when its parent does."""
+    def end_with_parent():
+        mp.parent_process().join()
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def end_with_parent():
-    mp.parent_process().join()
-    os._exit(1)
+    tqdm.set_lock(terminal)  # the processes share it
 
 
 def run_job(job, line, gpu, threads):
