@@ -67,8 +67,6 @@ class Arm:
     trained: str = ""         # a regular expression: only parameters in whose names it is found are trained
     l2: float = 0.0           # L2 penalty to the base: every step moves lr * l2 of the way back to it
     base: str = ""            # the base to start from, one of BASES
-    start: str = ""           # an arm to start from instead of a base
-    steps: int = 0            # 0: Settings.steps
 
 
 ARMS = {
@@ -480,29 +478,32 @@ class Job:
         return {step for step in dense if step < self.steps} | {0, self.steps}
 
 
-def make_job(study, i, name, base=""):
-    """The job of run i with that name: 'base', from BASES[base], or one of ARMS. study: its Settings."""
-    arm = Arm("", base=base) if name == "base" else ARMS[name]
-    base = arm.base or base
-    s = study.run(i, base, arm.schedule)
-    folder = Path("runs") / s.name / f"seed{s.seed}" / base
+def make_base(study, i, base=""):
+    """The job of run i that trains BASES[base]. study: the Settings of the study."""
+    s = study.run(i, base)
+    arm, folder = Arm(s.base_curriculum, base=base), Path("runs") / s.name / f"seed{s.seed}" / base
+    return Job(s, "base", arm, folder, s.base_steps, s.base_batch_size, s.base_lr, warmup=s.base_warmup,
+               lr_until=s.base_steps, lr_floor=0.0)
+
+
+def make_job(study, i, name):
+    """The job of run i that trains ARMS[name], from its base or from --init; or its base, if name is 'base'."""
     if name == "base":
-        return Job(s, name, replace(arm, curriculum=s.base_curriculum), folder, s.base_steps,
-                   s.base_batch_size, s.base_lr, warmup=s.base_warmup, lr_until=s.base_steps, lr_floor=0.0)
-    needs, start, steps = None, s.init, arm.steps or s.steps
-    if arm.start or not s.init:
-        needs = make_job(study, i, arm.start or "base", base)
-        start = str(needs.path)
-    return Job(s, name, arm, folder, steps, s.batch_size, s.lr * arm.lr_scale,
-               warmup=round(s.warmup * steps), lr_until=round(s.lr_until * steps), lr_floor=s.lr_floor,
-               needs=needs, start=start)
+        return make_base(study, i)
+    arm = ARMS[name]
+    s = study.run(i, arm.base, arm.schedule)
+    needs = None if s.init else make_base(study, i, arm.base)
+    folder = Path("runs") / s.name / f"seed{s.seed}" / arm.base
+    return Job(s, name, arm, folder, s.steps, s.batch_size, s.lr * arm.lr_scale,
+               warmup=round(s.warmup * s.steps), lr_until=round(s.lr_until * s.steps), lr_floor=s.lr_floor,
+               needs=needs, start=s.init or str(needs.path))
 
 
 def check_job(job):
     """Raises ValueError if a job asks for what cannot be run, or if its checkpoint has other settings."""
     arm, curriculum = job.arm, Curriculum(job.arm.curriculum)
     job.settings.check()
-    require(-1 <= arm.ema_alpha <= 1 <= arm.ema_every and min(arm.lora_rank, arm.l2, arm.steps) >= 0,
+    require(-1 <= arm.ema_alpha <= 1 <= arm.ema_every and min(arm.lora_rank, arm.l2) >= 0,
             f"arm {job.name!r} has a value out of its range: {arm}")
     parts = rank_and_world()[1] * job.settings.accumulate
     require(job.batch_size % parts == 0, f"a batch of {job.batch_size} rows cannot be cut into {parts} "
@@ -765,15 +766,11 @@ def plan(s):
             f"--init gives the one base of one run: it goes with neither --seeds nor --only base nor {others}")
     for i in range(s.seeds):
         for name in ["base"] if s.only == "base" else names:
-            chain = [make_job(s, i, name)]
-            while chain[-1].needs:
-                chain.append(chain[-1].needs)
-            jobs |= {job.path: job for job in reversed(chain)}
+            job = make_job(s, i, name)
+            for one in filter(None, [job.needs, job]):
+                jobs[one.path] = one
     for job in jobs.values():
         check_job(job)
-    lengths = {job.steps for job in jobs.values() if job.name in names}
-    require(len(lengths) < 2, f"{', '.join(names)} take different numbers of steps and cannot share a report: "
-                              "choose arms of one study")
     return list(jobs.values())
 
 
