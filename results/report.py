@@ -6,6 +6,7 @@
 train.py leaves two files in a study's folder. metrics.jsonl has a row per evaluation: arm, seed, step, and
 what bench.evaluate() measured. settings.json says what was run, what to compare, what the figure shows.
 """
+import copy
 import functools
 import json
 import math
@@ -35,7 +36,9 @@ class Log:
         for seed in sorted({row["seed"] for row in rows}):
             self.unfinished[seed] = [arm for arm in self.arms if (arm, seed, self.last) not in self.rows]
         self.seeds = [seed for seed, missing in self.unfinished.items() if not missing]
-        self.of_run = " in this run" if len(self.seeds) == 1 else ""  # one run is no measure of chance
+        self.of_run, self.runs = "", f"means over {len(self.seeds)} runs"
+        if len(self.seeds) == 1:  # which is no measure of chance
+            self.of_run, self.runs = " in this run", "one run"
         self.is_old = any("curve_copain" in row for row in rows)
 
     def __call__(self, arm, key, step=None):
@@ -44,8 +47,7 @@ class Log:
 
     def along(self, arm, key, step):
         """log(arm, key, step), from the items that are asked at every step."""
-        # In old logs, fewer items were asked along the way, as `curve_copain`, which first and last rows have
-        # beside `copain`. This function and is_old stay only as long as old results stay.
+        # Old logs asked fewer items along the way: `curve_...`. Goes, with is_old, when old results go.
         rows = [self.rows[arm, seed, step] for seed in self.seeds]
         return np.array([row.get(f"curve_{key}", row.get(key)) for row in rows])
 
@@ -68,9 +70,17 @@ class Log:
         ends = [row for (_, _, step), row in self.rows.items() if step in (0, self.last)]
         return bool(ends) and all(key in row for row in ends)
 
+    def renamed(self, names):
+        """This log with some of its arms under other names. names: {new name: name in this log}."""
+        log = copy.copy(self)
+        log.arms = [new for new, old in names.items() if old in self.arms]
+        log.rows = {(new, seed, step): row for new, old in names.items()
+                    for (arm, seed, step), row in self.rows.items() if arm == old}
+        return log
+
 
 def read_study(folder):
-    """(Log, settings.json as a dict) of a study's folder. ValueError if it is damaged or nothing has ended."""
+    """(Log, settings.json as a dict) of a folder. ValueError if they are damaged, or no run has ended."""
     try:
         info = json.loads((folder / "settings.json").read_text())
         needed = "study question pairs judge judge_best figure x line left_out arms settings machines commits"
@@ -85,8 +95,8 @@ def read_study(folder):
         rows = [row | row.get("copain_tasks", {}) for row in rows if row["arm"] in ended]
         log = Log(rows, float(info.get("label_chance", 50)), last, rules)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise ValueError(f"{folder} holds no study that can be read ({type(e).__name__}: {e}): rerun it, which "
-                         "writes metrics.jsonl and settings.json again, or give another folder") from None
+        raise ValueError(f"{folder} holds no study that can be read ({type(e).__name__}: {e}): rerun it, "
+                         "which writes metrics.jsonl and settings.json again, or give another folder") from None
     require(log.seeds, f"{folder}: no run has finished all of the study's arms: rerun the study to go on")
     return log, info
 
@@ -125,11 +135,10 @@ class Estimate:
         """As a dict, of eight digits: the others differ between processors."""
         return {name: float(f"{x:.8g}") for name, x in asdict(self).items()}
 
-    def text(self, digits=1, factor=1):
-        text = f"{self.mean * factor:.{digits}f}"
+    def text(self, digits=1):
         if self.low < self.high:
-            text += f" [{self.low * factor:.{digits}f}, {self.high * factor:.{digits}f}]"
-        return text
+            return f"{self.mean:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+        return f"{self.mean:.{digits}f}"
 
 
 # -------------------------------------------------------------------------------------------------- verdicts
@@ -170,10 +179,10 @@ def judge_c2(log):
         return "inconclusive", f"the base has no ICL to lose: its gain from shots is {base.text()} points"
     tenth = max(1, 0.1 * log.last)
     early = [log.along("target", "copain", step) for step in log.steps if 0 < step <= tenth]
-    worst = Estimate.of(np.min(early, axis=0) / log.along("target", "copain", 0), least=0)
-    conditions = [worst.high < COLLAPSE, end.is_gap(), gain.is_gap()]
+    worst = Estimate.of(100 * np.min(early, axis=0) / log.along("target", "copain", 0), least=0)
+    conditions = [worst.high < 100 * COLLAPSE, end.is_gap(), gain.is_gap()]
     return grade(conditions, conditions), (
-        f"lowest early Copain without English {worst.text(0, 100)}% of the base's; at the end, with - "
+        f"lowest early Copain without English {worst.text(0)}% of the base's; at the end, with - "
         f"without: Copain {end.text()}, gain from shots {gain.text()} points")
 
 
@@ -235,8 +244,7 @@ def judge_c7(log):
 
 
 def judge_c8(log):
-    weak, strong = (log(f"{base}+english", "label_target") - log(base, "label_target")
-                    for base in (SEEN[0], SEEN[-1]))
+    weak, strong = (log(f"{x}+english", "label_target") - log(x, "label_target") for x in (SEEN[0], SEEN[-1]))
     more, verdict = Estimate.of(weak - strong), "inconclusive"
     end, chance = log.estimate(f"{SEEN[0]}+english", "label_target"), log.chance["label_target"]
     if end.low > chance + GAP:  # else nothing emerges that English could save
@@ -255,9 +263,9 @@ CLAIMS = [
     Claim("C1", "main", T_TE, judge_c1, "English in the mixture does not change target perplexity",
           f"the ratio t / te is inside [1/{PPL_MARGIN}, {PPL_MARGIN}]"),
     Claim("C2", "main", T_TE, judge_c2, "without English, ICL collapses early",
-          f"Copain of t falls below {COLLAPSE:.0%} of the base's in the first 10% of the steps, and te ends at "
-          f"least {GAP:g} points above t, above 0, on Copain and on the gain from shots; one of the three is "
-          "partly"),
+          f"Copain of t falls below {COLLAPSE:.0%} of the base's in the first 10% of the steps, and te ends "
+          f"at least {GAP:g} points above t, above 0, on Copain and on the gain from shots; one of the three "
+          "is partly"),
     Claim("C3", "main", T_TE, judge_c3, "that hurts downstream prompts in the target language",
           f"label perplexity t / te above 1 and at least {LABEL_RATIO}, and accuracy of te at least {GAP:g} "
           "points above t, above 0; one is partly"),
@@ -308,9 +316,8 @@ def headline(claims):
     holds = [v["id"] for v in claims if v["verdict"] == "reproduced"]
     if "C2" not in holds:
         return ""
-    text = "Without English, in-context learning collapses"
-    if "C1" in holds:
-        text = "Without English: same perplexity, but in-context learning collapses"
+    same = ": same perplexity, but" if "C1" in holds else ","
+    text = f"Without English{same} in-context learning collapses"
     remedies = [name for claim, name in (("C5", "a curriculum"), ("C6", "an EMA")) if claim in holds]
     return f"{text}; {' or '.join(remedies)} prevents it" if remedies else text
 
@@ -328,25 +335,17 @@ def variants(log, info):
     return found
 
 
-def renamed(log, arms):
-    """A Log of some arms under other names. arms: {new name: name in the log}."""
-    rows = []
-    for new, old in arms.items():
-        rows += [row | {"arm": new} for (arm, seed, _), row in log.rows.items()
-                 if arm == old and seed in log.seeds]
-    return Log(rows, log.chance["label_target"], log.last, log.rules)
-
-
 # ---------------------------------------------------------------------------------------------------- tables
 # A new metric is a key of the row that bench.evaluate() returns, with a heading here. It counts as a
 # percentage, unless its name contains ppl or starts with shift or gain (Log.estimate). main's figure shows it
 # if it is in PANELS; then every row must have it. A line at chance needs CHANCE and Log.chance.
 HEADINGS = {  # of a report's first table; a terminal shows the first seven metrics
-    "ppl_target": "target ppl", "copain": "Copain %", "gain": "gain from shots", "label_target": "label task %",
-    "label_ppl_target": "label ppl", "label_english": "label, English %", "shift_l2": "L2 shift",
-    "cloze_target": "cloze task %", "shift_relative": "relative shift", "shift_embeddings": "L2, embeddings",
-    "shift_blocks": "L2, blocks", "ppl_english": "English ppl", "cloze_english": "cloze, English %",
-    "copain_not_in_list": "not in list %", "copain_wrong_element": "wrong element %"}
+    "ppl_target": "target ppl", "copain": "Copain %", "gain": "gain from shots",
+    "label_target": "label task %", "label_ppl_target": "label ppl", "label_english": "label, English %",
+    "shift_l2": "L2 shift", "cloze_target": "cloze task %", "shift_relative": "relative shift",
+    "shift_embeddings": "L2, embeddings", "shift_blocks": "L2, blocks", "ppl_english": "English ppl",
+    "cloze_english": "cloze, English %", "copain_not_in_list": "not in list %",
+    "copain_wrong_element": "wrong element %"}
 CONTROLS = {
     "copain": "Copain %", "copain_restricted": "restricted to the list %", "copain_zero-shot": "zero-shot %",
     "copain_shuffled": "shuffled answers %", "five": "five rules %", "five_zero-shot": "five, zero-shot %",
@@ -356,7 +355,8 @@ CONTROLS = {
 POINTS = {"copain": "Copain, points", "gain": "gain from shots, points", "label_target": "label task, points",
           "cloze_target": "cloze task, points"}
 SHARES = {"copain": "of Copain's gap", "gain": "of its gap", "label_target": "of the label task's gap"}
-RATIOS = {"ppl_target": "target ppl, ratio", "label_ppl_target": "label ppl, ratio", "shift_l2": "L2 shift, ratio"}
+RATIOS = {"ppl_target": "target ppl, ratio", "label_ppl_target": "label ppl, ratio",
+          "shift_l2": "L2 shift, ratio"}
 
 
 def markdown(heading, rows):
@@ -394,7 +394,7 @@ def ends_table(log, arms, headings, most=99):
 
 
 def pairs_table(log, pairs):
-    """Arm against arm at the end. Against a variant of `target`, also the share of what English gains there."""
+    """Arm against arm at the end. Against a variant of `target`, also the share of English's gain."""
     points, ratios, shares = ([key for key in keys if log.has(key)] for keys in (POINTS, RATIOS, SHARES))
     rows = []
     for a, b in pairs:
@@ -441,7 +441,7 @@ SMOKE = "Smoke settings: every stage ran, the numbers mean nothing"
 def provenance(log, info):
     """Runs, seeds, machines and commits, in a line."""
     s, seeds = info["settings"], ", ".join(map(str, log.seeds))
-    text = f"1 run: base seed {seeds}" if len(log.seeds) == 1 else f"{len(log.seeds)} runs: base seeds {seeds}"
+    text = f"{len(log.seeds)} runs: base seeds {seeds}" if len(log.seeds) > 1 else f"1 run: base seed {seeds}"
     for name, key in (("data order", "data_seed"), ("benchmark", "bench_seed")):
         found = log(log.arms[0], key)
         text += f", {name} {found[0]}" + (f" to {found[-1]}" if found[-1] > found[0] else "")
@@ -450,20 +450,20 @@ def provenance(log, info):
     return f"{text}; {'; '.join(machines)}, {s['device']}, {s['dtype']}; commit {', '.join(info['commits'])}"
 
 
-def report_text(log, info, claims, over_runs, interval):
+def report_text(log, info, claims, interval):
     """report.md as text."""
     arms, columns = info["arms"], {"id": "id", "claim": "claim", "verdict": "verdict", "number": "measured"}
     text = [f"# Study `{info['study']}`", f"**{info['question']}**"]
     if info["settings"]["preset"] == "smoke":
         text.append(f"**{SMOKE}.**")
-    text.append(f"{provenance(log, info)}; {over_runs}{interval}; at step {log.last} of the CPT.")
+    text.append(f"{provenance(log, info)}; {log.runs}{interval}; at step {log.last} of the CPT.")
     never = [f"{arm}, which no run has finished." for arm in arms if arm not in log.arms]
     text += [f"Left out: {why}" for why in [*info["left_out"], *never]]
     text += [f"Not averaged: seed {seed}, which has not finished {', '.join(missing)}."
              for seed, missing in log.unfinished.items() if missing]
     text += ["![figure](figure.png)", ends_table(log, arms, HEADINGS),
-             f"Chance: Copain {log.chance['copain']:.1f}% by copying a random element of the list, label task "
-             f"{log.chance['label_target']:.0f}%, cloze task 25%."]
+             f"Chance: Copain {log.chance['copain']:.1f}% by copying a random element of the list, label "
+             f"task {log.chance['label_target']:.0f}%, cloze task 25%."]
     if claims:
         with_criterion = {"id": "id", "claim": "claim", "criterion": "criterion"} | columns
         text += ["## Verdicts", "Criteria were fixed before the run (bench.py, CLAIMS); te is the arm "
@@ -471,10 +471,10 @@ def report_text(log, info, claims, over_runs, interval):
                  "whole 95% interval, paired by run; a size, such as 10 points, is that of the mean.",
                  claims_table(claims, with_criterion, log.of_run)]
     for title, chosen in variants(log, info).items():
-        judged, these = info["study"] if claims else "main", renamed(log, chosen)
+        judged, these = info["study"] if claims else "main", log.renamed(chosen)
         if not these.arms:  # they were not run
             continue
-        names = [old if old == new else f"{old} (for {new})" for new, old in chosen.items() if old in log.arms]
+        names = [f"{chosen[new]} (for {new})" if chosen[new] != new else new for new in these.arms]
         text += [f"## {title}", f"The claims of `{judged}`, judged on {', '.join(names)}.",
                  claims_table(verdicts(these, judged), columns, log.of_run)]
         if info["judge_best"]:  # the other pairs are of arms at one rate
@@ -486,7 +486,7 @@ def report_text(log, info, claims, over_runs, interval):
              "elements compete. Five rules: those that need shots (not the two odd-one-out rules). Recall "
              "probe: the query is one of the shots; chance 17%. Held-out rule: the last element of the list, "
              "a rule that no training document uses; chance 33%.", ends_table(log, arms, CONTROLS),
-             "## Rule by rule", f"Percent right with three shots / without, {over_runs}.",
+             "## Rule by rule", f"Percent right with three shots / without, {log.runs}.",
              rules_table(log, arms), "## Copain and the label task along the way"]
     if log.is_old:
         text.append("Of the same third of the items at every step; elsewhere: of all.")
@@ -500,10 +500,8 @@ def report(folder):
     folder = Path(folder)
     log, info = read_study(folder)
     claims, smoke = verdicts(log, info["study"]), info["settings"]["preset"] == "smoke"
-    over_runs, interval = f"means over {len(log.seeds)} runs", " [95% t interval over runs]"
-    if len(log.seeds) == 1:
-        over_runs, interval = "one run", ": no interval, so no measure of chance"
-    text = report_text(log, info, claims, over_runs, interval)
+    interval = ": no interval, so no measure of chance" if log.of_run else " [95% t interval over runs]"
+    text = report_text(log, info, claims, interval)
     write_atomically(folder / "report.md", lambda path: path.write_text(text))
     ends = {}
     for arm in log.arms:
@@ -516,8 +514,8 @@ def report(folder):
         draw_figure(log, info, figure, SMOKE if smoke else headline(claims) or info["question"])
     except Exception as e:  # whatever it is, the table of a long study must not be lost with it
         figure = f"not drawn ({type(e).__name__}: {' '.join(str(e).split())})"
-    parts = [SMOKE if smoke else info["question"], ends_table(log, info["arms"], HEADINGS, 7),
-             over_runs + interval]
+    heading = SMOKE if smoke else info["question"]
+    parts = [heading, ends_table(log, info["arms"], HEADINGS, 7), log.runs + interval]
     found = [f"{v['id']} {v['verdict'] + log.of_run:>14}: {v['claim']} ({v['number']})" for v in claims
              if v["verdict"] != "not run"]
     if found and not smoke:
@@ -526,7 +524,7 @@ def report(folder):
 
 
 def findings(results):
-    """Of all studies in a folder, the claims (which README quotes), then the comparisons: results/README.md."""
+    """Of all studies in a folder: the claims, as README has them, then what results/README.md has, too."""
     logs, claims, parts = {}, [], []
     for path in sorted(Path(results).glob("*/metrics.jsonl")):
         log, info = read_study(path.parent)
@@ -583,12 +581,11 @@ def set_ticks(axis):
 
 
 def start_figure(log, title, notes, keys, height):
-    """A figure to be read at 800 pixels of width, and [(axes, metric)]. notes: for the line below the title."""
+    """A figure to be read at 800 pixels of width, and [(axes, metric)]. notes: of the line below the title."""
     from matplotlib.figure import Figure  # here, because only figures need it
-    if len(log.seeds) == 1:
-        notes = [f"one run, base seed {log.seeds[0]}", *notes[1:]]
-    else:
-        notes = [f"means of {len(log.seeds)} runs, base seeds {log.seeds[0]} to {log.seeds[-1]}", *notes]
+    notes = [f"means of {len(log.seeds)} runs, base seeds {log.seeds[0]} to {log.seeds[-1]}", *notes]
+    if len(log.seeds) == 1:  # the first note is of several runs
+        notes = [f"one run, base seed {log.seeds[0]}", *notes[2:]]
     keys = [key for key in keys if log.has(key)]
     columns = 2 if len(keys) > 3 else len(keys)
     rows = math.ceil(len(keys) / columns)
@@ -614,7 +611,7 @@ def draw_figure(log, info, path, title):
 
 
 def draw_lines(log, path, title, notes, keys, lines, read, label, ticks=()):
-    """A panel per metric. lines: [(style, xs, [(arm, step) of each x])]. read: log or log.along. label: of x."""
+    """A panel per metric. lines: [(style, xs, an (arm, step) per x)]. read: log or log.along. label: of x."""
     fig, panels = start_figure(log, title, ["thin: a run", *notes], keys, 2.2)
     handles = {}
     for ax, key in panels:
@@ -652,7 +649,7 @@ def draw_curves(log, path, title):
 
 
 def draw_along(log, path, title, keys, xs, label, joined):
-    """The ends of arms along xs, {arm: x}. A line joins the arms in `joined`; without any, those of a family."""
+    """Ends of arms along xs, {arm: x}. A line joins the arms in `joined`; without any, those of a family."""
     styles, notes = arm_styles(log), []
     groups = [(("mean of the runs", "0.6", ""), joined), *((styles[arm], [arm]) for arm in log.arms)]
     if not joined:
