@@ -90,7 +90,7 @@ def read_study(folder):
         require(rows, "metrics.jsonl is empty")
         rows.sort(key=lambda row: (order.index(row["arm"]), row["seed"], row["step"]))
         rules = [key for key in rows[0].get("copain_tasks", COPAIN_TASKS) if not key.endswith("_zero-shot")]
-        last = max(arm["steps"] for arm in info["arms"].values()) or info["settings"]["steps"]
+        last = max(arm.get("steps", 0) for arm in info["arms"].values()) or info["settings"]["steps"]
         ended = {row["arm"] for row in rows if row["step"] == last}  # of an unfinished study, maybe not all
         rows = [row | row.get("copain_tasks", {}) for row in rows if row["arm"] in ended]
         log = Log(rows, float(info.get("label_chance", 50)), last, rules)
@@ -378,7 +378,7 @@ def starts_and_ends(log, arms):
     """{title: (arm, step)}: what the arms started from, then every arm's end. arms: of settings.json."""
     found = {}
     for arm in log.arms:
-        start = arms[arm]["start"] or f"base {arms[arm]['base']}".strip()
+        start = arms[arm].get("start") or f"base {arms[arm]['base']}".strip()
         found.setdefault(start if start == "base" else f"{start}, before", (arm, 0))
     return found | {arm: (arm, log.last) for arm in log.arms}
 

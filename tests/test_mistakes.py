@@ -63,7 +63,6 @@ CASES = [
     ("train.py --source eu=nowhere", "nowhere"), ("train.py --task nowhere.jsonl", "nowhere.jsonl"),
     # the other files
     ("bench.py", "give a model"), ("bench.py none.pt", "none.pt"), ("bench.py --shwo", "--shwo"),
-    (f"bench.py {GOOD} --sample --language klingon", "'klingon'.*english, target"),
     ("report none", "none"), ("data.py --cognates 2", "cognates is 2"), ("data.py --language x", "--language"),
     ("data.py prepare nowhere.txt --name x", "nowhere.txt"), ("model.py none.pt --export out", "none.pt"),
     ("curriculum.py target=rest=rest", "target=rest=rest")]
