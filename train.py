@@ -291,6 +291,8 @@ def train(job, line=0):
     tok, curriculum = job.tokenizer(), Curriculum(arm.curriculum)
     mixture = Mixture(open_data(job, "train", curriculum.shapes, tok), s.block_size, job.data_seed)
     benchmark = bench.Benchmark(s.world(), tok, *s.benchmark_arguments())
+    require(benchmark.longest() <= s.block_size, f"the longest prompt has {benchmark.longest()} tokens with its "
+                                                 f"answer, but --block_size is {s.block_size}: raise it")
     model, base = make_model(job, tok)                         # base: {name: the weights before training}
     optimizers = make_optimizers(model, job)                   # {"adamw": ..., "muon": ...}
     parts = {"model": model, **optimizers}                     # what a checkpoint holds the state of
@@ -314,7 +316,7 @@ def train(job, line=0):
             losses = []
         if step == job.steps or (step > first and step % s.checkpoint_every == 0):
             save(job, tok, step, rows, losses, tokens, parts)
-        if measure_now and rank == 0:                          # after the checkpoint, so it is never ahead
+        if rank == 0 and (measure_now or step == job.steps):   # after the checkpoint, so it is never ahead
             write_lines(job.log, rows)
         if step == job.steps:
             bar.close()
