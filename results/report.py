@@ -19,7 +19,7 @@ import numpy as np
 from bench import copain_chance
 from data import COPAIN_TASKS, one_line_parser, read_json_lines, refuse, require, write_atomically
 
-# ---------------------------------------------------------------------------------------- the log of a study
+# ----------------------------------------------------------------------------------------- the log of a study
 class Log:
     """The rows of a study. A run is named by its seed; only runs that finished every arm are compared.
     log(arm, key, step) is an array with a value per run, so a difference of two is paired by run."""
@@ -96,7 +96,7 @@ def read_study(folder):
     require(log.seeds, f"{folder}: no run has finished all of the study's arms: rerun the study to go on")
     return log, info
 
-# ------------------------------------------------------------------------------------------------- intervals
+# -------------------------------------------------------------------------------------------------- intervals
 # 97.5% quantiles of Student's t for 1 to 20 degrees of freedom; more count as 20: a bit wider than need be
 T_975 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145,
          2.131, 2.120, 2.110, 2.101, 2.093, 2.086]
@@ -129,7 +129,7 @@ class Estimate:
         text = f"{self.mean:.{digits}f}"
         return text if self.low == self.high else f"{text} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
-# -------------------------------------------------------------------------------------------------- verdicts
+# --------------------------------------------------------------------------------------------------- verdicts
 # Written down before the reported runs. "Above", "below" and "within" hold for the whole 95% interval, paired
 # by run; sizes, as of a gap, are those of the mean. te is the arm target+english, t is the arm target.
 PPL_MARGIN = 1.05    # C1, C5, C6: two perplexities within 5% count as equal
@@ -305,7 +305,7 @@ def variants(log, info):
         found["Verdicts where each arm has the rate of its lowest target perplexity"] = best
     return found
 
-# ---------------------------------------------------------------------------------------------------- tables
+# ----------------------------------------------------------------------------------------------------- tables
 # A new metric is a key of the row that bench.evaluate() returns, with a heading here. It is a percentage, or
 # what its name says (Log.estimate). main's figure shows what is in PANELS, which must be in every row.
 HEADINGS = {  # of a report's first table; a terminal shows the first seven metrics
@@ -393,7 +393,7 @@ def steps_table(log):
     rows = [[arm, *(percents(log.along, keys, arm, step) for step in log.steps)] for arm in log.arms]
     return markdown(["arm", *map(str, log.steps)], rows)
 
-# ---------------------------------------------------------------------------------------------------- report
+# ----------------------------------------------------------------------------------------------------- report
 SMOKE = "Smoke settings: every stage ran, the numbers mean nothing"
 
 def provenance(log, info):
@@ -464,8 +464,7 @@ def report(folder):
     for arm in log.arms:
         ends[arm] = {}
         for key in keys:  # the digits after the eighth differ between processors
-            estimate = asdict(log.estimate(arm, key))
-            ends[arm][key] = {name: float(f"{x:.8g}") for name, x in estimate.items()}
+            ends[arm][key] = {name: float(f"{x:.8g}") for name, x in asdict(log.estimate(arm, key)).items()}
     summary = json.dumps({"study": info["study"], "seeds": log.seeds, "step": log.last, "claims": claims,
                           "arms": ends}, indent=1)
     write_atomically(folder / "summary.json", lambda path: path.write_text(summary + "\n"))
@@ -483,7 +482,7 @@ def report(folder):
     return "\n\n".join([*parts, f"report: {folder / 'report.md'}\nfigure: {figure}"])
 
 def findings(results):
-    """Of all studies in a folder: the claims, as README has them, then what results/README.md has, too."""
+    """Claims and verdicts of all studies in a folder (for README), then comparisons (results/README.md)."""
     logs, claims, parts = {}, [], []
     for path in sorted(Path(results).glob("*/metrics.jsonl")):
         log, info = read_study(path.parent)
@@ -495,13 +494,13 @@ def findings(results):
     require(logs, f"{results} is no study and holds none (metrics.jsonl is missing): run train.py first")
     for study in dict.fromkeys(claim.study for claim in CLAIMS):
         log = logs.get(study, Log([]))
-        runs = f"{study}, {len(log.seeds)} runs" if log.seeds else study
+        runs = {0: study, 1: f"{study}, 1 run"}.get(len(log.seeds), f"{study}, {len(log.seeds)} runs")
         claims += [v | {"study": runs, "verdict": v["verdict"] + log.of_run} for v in verdicts(log, study)]
     table = claims_table(claims, {"id": "", "claim": "claim", "verdict": "verdict",
                                   "number": "measured, mean [95% interval over runs]", "study": "study"}, "")
     return "\n\n".join([table, *parts])
 
-# --------------------------------------------------------------------------------------------------- figures
+# ---------------------------------------------------------------------------------------------------- figures
 PANELS = {"ppl_target": "Target perplexity", "copain": "Copain, %", "gain": "Gain from shots, points",
           "copain_restricted": "Copain, its list only, %", "label_target": "Label task (target), %",
           "label_ppl_target": "Label perplexity", "shift_l2": "L2 shift", "ppl_english": "English perplexity"}
@@ -630,7 +629,7 @@ def draw_ends(log, path, title):
         set_ticks(ax.xaxis)
     write_atomically(path, lambda p: fig.savefig(p, format="png"))
 
-# ---------------------------------------------------------------------------------------------- command line
+# ----------------------------------------------------------------------------------------------- command line
 if __name__ == "__main__":
     parser = one_line_parser(description=__doc__)
     parser.add_argument("folder", type=Path, help="of a study, or the one that holds several studies")
