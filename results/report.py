@@ -7,7 +7,6 @@ train.py leaves two files in a study's folder. metrics.jsonl has a row per evalu
 what bench.evaluate() measured. settings.json says what was run, what to compare, what the figure shows.
 """
 import copy
-import functools
 import json
 import math
 import os
@@ -20,8 +19,7 @@ import numpy as np
 from bench import copain_chance
 from data import COPAIN_TASKS, one_line_parser, read_json_lines, refuse, require, write_atomically
 
-
-# ---------------------------------------------------------------------------------------- the log of a study
+# ----------------------------------------------------------------------------------------- the log of a study
 class Log:
     """The rows of a study. A run is named by its seed; only runs that finished every arm are compared.
     log(arm, key, step) is an array with a value per run, so a difference of two is paired by run."""
@@ -78,7 +76,6 @@ class Log:
                     for (arm, seed, step), row in self.rows.items() if arm == old}
         return log
 
-
 def read_study(folder):
     """(Log, settings.json as a dict) of a folder. ValueError if they are damaged, or no run has ended."""
     try:
@@ -87,25 +84,22 @@ def read_study(folder):
         lacks = [key for key in needed.split() if key not in info]
         require(not lacks, f"settings.json lacks {', '.join(lacks)}")
         rows, order = [row for _, row in read_json_lines(folder / "metrics.jsonl")], list(info["arms"])
-        require(rows, "metrics.jsonl is empty")
         rows.sort(key=lambda row: (order.index(row["arm"]), row["seed"], row["step"]))
-        rules = [key for key in rows[0].get("copain_tasks", COPAIN_TASKS) if not key.endswith("_zero-shot")]
+        rules = [key for row in rows[:1] for key in row["copain_tasks"] if "_zero-shot" not in key]
         last = max(arm.get("steps", 0) for arm in info["arms"].values()) or info["settings"]["steps"]
         ended = {row["arm"] for row in rows if row["step"] == last}  # of an unfinished study, maybe not all
         rows = [row | row.get("copain_tasks", {}) for row in rows if row["arm"] in ended]
-        log = Log(rows, float(info.get("label_chance", 50)), last, rules)
+        log = Log(rows, float(info.get("label_chance", 50)), last, rules or COPAIN_TASKS)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise ValueError(f"{folder} holds no study that can be read ({type(e).__name__}: {e}): rerun it, "
-                         "which writes metrics.jsonl and settings.json again, or give another folder") from None
+                         "which writes metrics.jsonl and settings.json, or give another folder") from None
     require(log.seeds, f"{folder}: no run has finished all of the study's arms: rerun the study to go on")
     return log, info
 
-
-# ------------------------------------------------------------------------------------------------- intervals
+# -------------------------------------------------------------------------------------------------- intervals
 # 97.5% quantiles of Student's t for 1 to 20 degrees of freedom; more count as 20: a bit wider than need be
 T_975 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145,
          2.131, 2.120, 2.110, 2.101, 2.093, 2.086]
-
 
 @dataclass(frozen=True)
 class Estimate:
@@ -131,17 +125,11 @@ class Estimate:
     def is_gap(self):
         return self.low > 0 and self.mean >= GAP
 
-    def rounded(self):
-        """As a dict, of eight digits: the others differ between processors."""
-        return {name: float(f"{x:.8g}") for name, x in asdict(self).items()}
-
     def text(self, digits=1):
-        if self.low < self.high:
-            return f"{self.mean:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
-        return f"{self.mean:.{digits}f}"
+        text = f"{self.mean:.{digits}f}"
+        return text if self.low == self.high else f"{text} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
-
-# -------------------------------------------------------------------------------------------------- verdicts
+# --------------------------------------------------------------------------------------------------- verdicts
 # Written down before the reported runs. "Above", "below" and "within" hold for the whole 95% interval, paired
 # by run; sizes, as of a gap, are those of the mean. te is the arm target+english, t is the arm target.
 PPL_MARGIN = 1.05    # C1, C5, C6: two perplexities within 5% count as equal
@@ -155,13 +143,11 @@ RANKS = ["lora-1", "lora-4", "lora-16", "lora-64"]              # C7
 SEEN = ["seen-0.1", "seen-0.3", "target", "seen-5", "seen-20"]  # C8: bases, the weakest in the language first
 C8_ARMS = [base + english for base in SEEN for english in ("", "+english")]
 
-
 def grade(all_of, any_of):
     """Reproduced if every condition of the first list holds, partly if one of the second does."""
     if all(all_of):
         return "reproduced"
     return "partly" if any(any_of) else "not reproduced"
-
 
 def judge_c1(log):
     ppl, verdict = log.ratio("ppl_target"), "inconclusive"
@@ -172,19 +158,16 @@ def judge_c1(log):
         verdict = "not reproduced"
     return verdict, f"perplexity without / with English {ppl.text(3)}; base / without {learned.text(2)}"
 
-
 def judge_c2(log):
     base, end, gain = log.estimate("target", "gain", 0), log.difference("copain"), log.difference("gain")
     if base.low <= 0:
         return "inconclusive", f"the base has no ICL to lose: its gain from shots is {base.text()} points"
-    tenth = max(1, 0.1 * log.last)
-    early = [log.along("target", "copain", step) for step in log.steps if 0 < step <= tenth]
+    early = [log.along("target", "copain", step) for step in log.steps if 0 < step <= max(1, log.last / 10)]
     worst = Estimate.of(100 * np.min(early, axis=0) / log.along("target", "copain", 0), least=0)
     conditions = [worst.high < 100 * COLLAPSE, end.is_gap(), gain.is_gap()]
     return grade(conditions, conditions), (
         f"lowest early Copain without English {worst.text(0)}% of the base's; at the end, with - "
         f"without: Copain {end.text()}, gain from shots {gain.text()} points")
-
 
 def judge_c3(log):
     end, ppl = log.difference("label_target"), log.ratio("label_ppl_target")
@@ -193,7 +176,6 @@ def judge_c3(log):
     return grade(conditions, conditions), (
         f"label perplexity without / with {ppl.text(2)}; accuracy with - without {end.text()} points (base "
         f"{before.mean:.0f}%, without {without.mean:.0f}%)")
-
 
 def shift_at(log, arm, levels):
     """The L2 shift of each run where its target perplexity first falls to its level. levels: one per run."""
@@ -204,9 +186,8 @@ def shift_at(log, arm, levels):
         found.append(np.interp(math.log(level), lowest[::-1, run], shift[::-1, run]))
     return np.array(found)
 
-
 def judge_c4(log):
-    early = min(step for step in log.steps if step >= 0.1 * log.last)
+    early = min(step for step in log.steps if step >= log.last / 10)
     first, final = (Estimate.of(log("target", "shift_l2", step) / log("target+english", "shift_l2", step))
                     for step in (early, log.last))
     slower = np.maximum(*(log.along(arm, "ppl_target", log.last) for arm in T_TE))  # what both arms reach
@@ -215,7 +196,6 @@ def judge_c4(log):
     return grade([further, min(first.mean, final.mean) >= SHIFT_RATIO], [further]), (
         f"L2 shift without / with English {first.text(2)} at step {early}, {final.text(2)} at the end, "
         f"{Estimate.of(equal).text(2)} at equal perplexity")
-
 
 def judge_repair(log, arm):
     """C5 and C6: how much of what English gains does an arm gain without it?"""
@@ -233,7 +213,6 @@ def judge_repair(log, arm):
     return grade(all_of, [max(shares) >= 0.5]), (
         f"points gained, share of the gap: {'; '.join(texts)}; perplexity {arm} / with English {ppl.text(3)}")
 
-
 def judge_c7(log):
     conditions, texts = [], []
     for arm in RANKS:
@@ -241,7 +220,6 @@ def judge_c7(log):
         conditions.append(ppl.low > 1 and ppl.mean >= PPL_MARGIN and shift.high < 1)
         texts.append(f"{arm} {ppl.text(3)}, {shift.text(2)}")
     return grade(conditions, conditions), "perplexity and L2 shift over target's: " + "; ".join(texts)
-
 
 def judge_c8(log):
     weak, strong = (log(f"{x}+english", "label_target") - log(x, "label_target") for x in (SEEN[0], SEEN[-1]))
@@ -256,9 +234,7 @@ def judge_c8(log):
                      f"{Estimate.of(strong).text()}, difference {more.text()} points; with English the "
                      f"weakest ends at {end.text()}%, chance {chance:.0f}")
 
-
-# A claim and what settles it. arms: those that it needs; judge(log) gives a verdict and what was measured.
-Claim = namedtuple("Claim", "id study arms judge text criterion")
+Claim = namedtuple("Claim", "id study arms judge text criterion")  # judge(log): a verdict, what was measured
 CLAIMS = [
     Claim("C1", "main", T_TE, judge_c1, "English in the mixture does not change target perplexity",
           f"the ratio t / te is inside [1/{PPL_MARGIN}, {PPL_MARGIN}]"),
@@ -271,11 +247,11 @@ CLAIMS = [
           "points above t, above 0; one is partly"),
     Claim("C4", "main", T_TE, judge_c4, "without English the parameters move further",
           f"L2 shift t / te above 1 and {SHIFT_RATIO:g} or more at 10% and at the end; above 1 is partly"),
-    Claim("C5", "main", [*T_TE, "curriculum"], functools.partial(judge_repair, arm="curriculum"),
+    Claim("C5", "main", [*T_TE, "curriculum"], lambda log: judge_repair(log, "curriculum"),
           "curriculum: English in the first 10% of the steps is enough",
           f"closes {RECOVERED:.0%} of the gap te - t on Copain, on the gain from shots and on the label "
           f"task, all above 0, perplexity within {PPL_MARGIN - 1:.0%} of te; half of one gap is partly"),
-    Claim("C6", "main", [*T_TE, "ema"], functools.partial(judge_repair, arm="ema"),
+    Claim("C6", "main", [*T_TE, "ema"], lambda log: judge_repair(log, "ema"),
           "EMA of the weights, without English, is enough",
           "as C5; that a smaller rate without EMA does the same is proven in ema.py, see study averaging"),
     Claim("C7", "constraints", ["target", *RANKS], judge_c7,
@@ -289,7 +265,6 @@ CLAIMS = [
           f"inconclusive if te of the weakest ends within {GAP:g} points of chance, or if the interval "
           "allows both")]
 
-
 def verdicts(log, study="main"):
     """A dict per claim of a study: id, claim, criterion, verdict, number. Without its arms it is not run."""
     found = []
@@ -298,16 +273,13 @@ def verdicts(log, study="main"):
         if claim.id in ("C3", "C5", "C6", "C8") and not log.has("label_target") and not missing:
             missing = ["no task in the target language"]
         verdict, number = "not run", f"missing: {', '.join(missing)}"
-        if not log.arms:
-            number = "this study has not been run yet"
-        elif not missing:
+        if not missing:
             verdict, number = claim.judge(log)
             if len(log.seeds) == 2:  # their t interval is too wide to tell "no" from "unknown"
                 verdict, number = "inconclusive", f"two runs settle nothing; {number}"
         found.append({"id": claim.id, "claim": claim.text, "criterion": claim.criterion, "verdict": verdict,
                       "number": number})
     return found
-
 
 def headline(claims):
     """What a study's verdicts say, in a line; '' if there are none, or if those on `main` do not say it."""
@@ -321,7 +293,6 @@ def headline(claims):
     remedies = [name for claim, name in (("C5", "a curriculum"), ("C6", "an EMA")) if claim in holds]
     return f"{text}; {' or '.join(remedies)} prevents it" if remedies else text
 
-
 def variants(log, info):
     """{heading: {arm of a claim: arm in its place}}: where a study judges its claims, or main's, again."""
     found = {f"Verdicts on {', '.join(arms.values())}": arms for arms in info["judge"]}
@@ -334,11 +305,9 @@ def variants(log, info):
         found["Verdicts where each arm has the rate of its lowest target perplexity"] = best
     return found
 
-
-# ---------------------------------------------------------------------------------------------------- tables
-# A new metric is a key of the row that bench.evaluate() returns, with a heading here. It counts as a
-# percentage, unless its name contains ppl or starts with shift or gain (Log.estimate). main's figure shows it
-# if it is in PANELS; then every row must have it. A line at chance needs CHANCE and Log.chance.
+# ----------------------------------------------------------------------------------------------------- tables
+# A new metric is a key of the row that bench.evaluate() returns, with a heading here. It is a percentage, or
+# what its name says (Log.estimate). main's figure shows what is in PANELS, which must be in every row.
 HEADINGS = {  # of a report's first table; a terminal shows the first seven metrics
     "ppl_target": "target ppl", "copain": "Copain %", "gain": "gain from shots",
     "label_target": "label task %", "label_ppl_target": "label ppl", "label_english": "label, English %",
@@ -355,9 +324,7 @@ CONTROLS = {
 POINTS = {"copain": "Copain, points", "gain": "gain from shots, points", "label_target": "label task, points",
           "cloze_target": "cloze task, points"}
 SHARES = {"copain": "of Copain's gap", "gain": "of its gap", "label_target": "of the label task's gap"}
-RATIOS = {"ppl_target": "target ppl, ratio", "label_ppl_target": "label ppl, ratio",
-          "shift_l2": "L2 shift, ratio"}
-
+RATIOS = {"ppl_target": "target ppl", "label_ppl_target": "label ppl", "shift_l2": "L2 shift"}
 
 def markdown(heading, rows):
     """A table. Columns are padded, up to a width of 40, so that a terminal can show it, too."""
@@ -367,12 +334,10 @@ def markdown(heading, rows):
         lines.append("| " + " | ".join(cell.ljust(w) for cell, w in zip(row, width)) + " |")
     return "\n".join(lines)
 
-
 def claims_table(claims, columns, of_run):
     """Claims as verdicts() gives them. columns: {field of a claim: title}; of_run: Log.of_run."""
     shown = [v | {"verdict": f"**{v['verdict']}{of_run}**"} for v in claims]
     return markdown(list(columns.values()), [[v[field] for field in columns] for v in shown])
-
 
 def starts_and_ends(log, arms):
     """{title: (arm, step)}: what the arms started from, then every arm's end. arms: of settings.json."""
@@ -382,7 +347,6 @@ def starts_and_ends(log, arms):
         found.setdefault(start if start == "base" else f"{start}, before", (arm, 0))
     return found | {arm: (arm, log.last) for arm in log.arms}
 
-
 def ends_table(log, arms, headings, most=99):
     """The first `most` metrics of what the arms started from, then of every arm's end."""
     keys, rows = [key for key in headings if log.has(key)][:most], []
@@ -391,7 +355,6 @@ def ends_table(log, arms, headings, most=99):
         for key in keys:
             rows[-1].append(log.estimate(arm, key, step).text(2 if "ppl" in key or "shift" in key else 1))
     return markdown(["arm", *(headings[key] for key in keys)], rows)
-
 
 def pairs_table(log, pairs):
     """Arm against arm at the end. Against a variant of `target`, also the share of English's gain."""
@@ -409,34 +372,29 @@ def pairs_table(log, pairs):
             if english != b and english in log.arms and log.difference(key, english, b).is_gap():
                 share = f"{gain.mean / log.difference(key, english, b).mean:.0%}"
             rows[-1].append(share)
-    return markdown(["arms", *(POINTS[key] for key in points), *(RATIOS[key] for key in ratios),
+    return markdown(["arms", *(POINTS[key] for key in points), *(f"{RATIOS[key]}, ratio" for key in ratios),
                      *(SHARES[key] for key in shares)], rows)
 
+def percents(read, keys, arm, step):
+    """Such as "85 / 62": the means of metrics over the runs."""
+    return " / ".join(f"{read(arm, key, step).mean():.0f}" for key in keys)
 
 def rules_table(log, arms):
     """Percent right of every rule of Copain, with shots and without: before the CPT, and where arms end."""
     columns, rows = starts_and_ends(log, arms), []
     for rule in log.rules:
-        rows.append([rule])
-        for arm, step in columns.values():
-            values = [log(arm, key, step).mean() for key in (rule, f"{rule}_zero-shot") if log.has(key)]
-            rows[-1].append(" / ".join(f"{value:.0f}" for value in values))
+        keys = [key for key in (rule, f"{rule}_zero-shot") if log.has(key)]
+        rows.append([rule, *(percents(log, keys, arm, step) for arm, step in columns.values())])
     return markdown(["rule", *columns], rows)
-
 
 def steps_table(log):
     """Copain and the label task at every step that was evaluated."""
-    rows, keys = [], [key for key in ("copain", "label_target") if log.has(key)]
-    for arm in log.arms:
-        rows.append([arm])
-        for step in log.steps:
-            rows[-1].append(" / ".join(f"{log.along(arm, key, step).mean():.0f}" for key in keys))
+    keys = [key for key in ("copain", "label_target") if log.has(key)]
+    rows = [[arm, *(percents(log.along, keys, arm, step) for step in log.steps)] for arm in log.arms]
     return markdown(["arm", *map(str, log.steps)], rows)
 
-
-# ---------------------------------------------------------------------------------------------------- report
+# ----------------------------------------------------------------------------------------------------- report
 SMOKE = "Smoke settings: every stage ran, the numbers mean nothing"
-
 
 def provenance(log, info):
     """Runs, seeds, machines and commits, in a line."""
@@ -449,7 +407,6 @@ def provenance(log, info):
                 for m in info["machines"]]  # a dict only in old results
     return f"{text}; {'; '.join(machines)}, {s['device']}, {s['dtype']}; commit {', '.join(info['commits'])}"
 
-
 def report_text(log, info, claims, interval):
     """report.md as text."""
     arms, columns = info["arms"], {"id": "id", "claim": "claim", "verdict": "verdict", "number": "measured"}
@@ -457,8 +414,9 @@ def report_text(log, info, claims, interval):
     if info["settings"]["preset"] == "smoke":
         text.append(f"**{SMOKE}.**")
     text.append(f"{provenance(log, info)}; {log.runs}{interval}; at step {log.last} of the CPT.")
-    never = [f"{arm}, which no run has finished." for arm in arms if arm not in log.arms]
-    text += [f"Left out: {why}" for why in [*info["left_out"], *never]]
+    text += [f"Left out: {why}" for why in info["left_out"]]
+    if set(arms) - set(log.arms):
+        text.append(f"No run has finished {', '.join(arm for arm in arms if arm not in log.arms)}.")
     text += [f"Not averaged: seed {seed}, which has not finished {', '.join(missing)}."
              for seed, missing in log.unfinished.items() if missing]
     text += ["![figure](figure.png)", ends_table(log, arms, HEADINGS),
@@ -466,7 +424,7 @@ def report_text(log, info, claims, interval):
              f"task {log.chance['label_target']:.0f}%, cloze task 25%."]
     if claims:
         with_criterion = {"id": "id", "claim": "claim", "criterion": "criterion"} | columns
-        text += ["## Verdicts", "Criteria were fixed before the run (bench.py, CLAIMS); te is the arm "
+        text += ["## Verdicts", "Criteria were fixed before the run (results/report.py); te is the arm "
                  "target+english, t the arm target. With several runs, above, below and within hold for the "
                  "whole 95% interval, paired by run; a size, such as 10 points, is that of the mean.",
                  claims_table(claims, with_criterion, log.of_run)]
@@ -493,7 +451,6 @@ def report_text(log, info, claims, interval):
     return "\n\n".join([*text, steps_table(log), "## Arms and settings",
                         f"```json\n{json.dumps({'arms': arms, **info['settings']}, indent=1)}\n```\n"])
 
-
 def report(folder):
     """Writes report.md, summary.json and figure.png into a study's folder, from its settings.json and
     metrics.jsonl alone. Returns the text that ends the study, even if the figure cannot be drawn."""
@@ -503,9 +460,11 @@ def report(folder):
     interval = ": no interval, so no measure of chance" if log.of_run else " [95% t interval over runs]"
     text = report_text(log, info, claims, interval)
     write_atomically(folder / "report.md", lambda path: path.write_text(text))
-    ends = {}
+    ends, keys = {}, [key for key in HEADINGS if log.has(key)]
     for arm in log.arms:
-        ends[arm] = {key: log.estimate(arm, key).rounded() for key in HEADINGS if log.has(key)}
+        ends[arm] = {}
+        for key in keys:  # the digits after the eighth differ between processors
+            ends[arm][key] = {name: float(f"{x:.8g}") for name, x in asdict(log.estimate(arm, key)).items()}
     summary = json.dumps({"study": info["study"], "seeds": log.seeds, "step": log.last, "claims": claims,
                           "arms": ends}, indent=1)
     write_atomically(folder / "summary.json", lambda path: path.write_text(summary + "\n"))
@@ -522,9 +481,8 @@ def report(folder):
         parts.append("\n".join(found))
     return "\n\n".join([*parts, f"report: {folder / 'report.md'}\nfigure: {figure}"])
 
-
 def findings(results):
-    """Of all studies in a folder: the claims, as README has them, then what results/README.md has, too."""
+    """Claims and verdicts of all studies in a folder (for README), then comparisons (results/README.md)."""
     logs, claims, parts = {}, [], []
     for path in sorted(Path(results).glob("*/metrics.jsonl")):
         log, info = read_study(path.parent)
@@ -536,14 +494,13 @@ def findings(results):
     require(logs, f"{results} is no study and holds none (metrics.jsonl is missing): run train.py first")
     for study in dict.fromkeys(claim.study for claim in CLAIMS):
         log = logs.get(study, Log([]))
-        runs = f"{study}, {len(log.seeds)} runs" if log.seeds else study
+        runs = {0: study, 1: f"{study}, 1 run"}.get(len(log.seeds), f"{study}, {len(log.seeds)} runs")
         claims += [v | {"study": runs, "verdict": v["verdict"] + log.of_run} for v in verdicts(log, study)]
     table = claims_table(claims, {"id": "", "claim": "claim", "verdict": "verdict",
                                   "number": "measured, mean [95% interval over runs]", "study": "study"}, "")
     return "\n\n".join([table, *parts])
 
-
-# --------------------------------------------------------------------------------------------------- figures
+# ---------------------------------------------------------------------------------------------------- figures
 PANELS = {"ppl_target": "Target perplexity", "copain": "Copain, %", "gain": "Gain from shots, points",
           "copain_restricted": "Copain, its list only, %", "label_target": "Label task (target), %",
           "label_ppl_target": "Label perplexity", "shift_l2": "L2 shift", "ppl_english": "English perplexity"}
@@ -551,7 +508,6 @@ CHANCE = {"copain": "copying\nan element", "copain_restricted": "chance", "label
 ARM_STYLE = {"target": ("#D55E00", "o"), "target+english": ("#0072B2", "s"), "curriculum": ("#009E73", "^"),
              "ema": ("#CC79A7", "D")}  # colours that colour-blind readers tell apart (Okabe and Ito)
 MORE_COLOURS = ["#332288", "#999933", "#882255", "#888888", "#E69F00", "#56B4E9", "#000000"]
-
 
 def arm_styles(log):
     """{arm: (family, colour, marker)}. Arms of a family, such as target and target-at-40, look alike."""
@@ -564,11 +520,9 @@ def arm_styles(log):
             family = "target"
         else:
             family = mains[0] if mains else arm.rstrip("0123456789.").removesuffix("-")
-        if family not in known:
-            known[family] = (MORE_COLOURS[len(known) % len(MORE_COLOURS)], "v")
+        known.setdefault(family, (MORE_COLOURS[len(known) % len(MORE_COLOURS)], "v"))
         styles[arm] = (family, *known[family])
     return styles
-
 
 def set_ticks(axis):
     """Three or more labelled ticks: even ones; on a logarithmic axis also 1, 2, 5, 10 ... or powers of 10."""
@@ -579,9 +533,8 @@ def set_ticks(axis):
         locator = LogLocator(subs=(1, 2, 5) if high < 2000 * low else (1,))
     axis.set(major_locator=locator, major_formatter="{x:g}", minor_locator=NullLocator())
 
-
 def start_figure(log, title, notes, keys, height):
-    """A figure to be read at 800 pixels of width, and [(axes, metric)]. notes: of the line below the title."""
+    """A figure to be read at 800 pixels of width, and [(axes, metric)]. notes: for the line below title."""
     from matplotlib.figure import Figure  # here, because only figures need it
     notes = [f"means of {len(log.seeds)} runs, base seeds {log.seeds[0]} to {log.seeds[-1]}", *notes]
     if len(log.seeds) == 1:  # the first note is of several runs
@@ -595,7 +548,6 @@ def start_figure(log, title, notes, keys, height):
     fig.text(0.01, 1 - 0.32 / fig.get_figheight(), "; ".join(notes), fontsize=9, va="top")
     return fig, [(fig.add_subplot(rows, columns, i), key) for i, key in enumerate(keys, 1)]
 
-
 def draw_figure(log, info, path, title):
     """The picture that the study asks for (Study in results/studies.py). title: its message."""
     os.environ["MPLBACKEND"] = "Agg"  # before matplotlib is imported: one from Jupyter may not exist here
@@ -608,7 +560,6 @@ def draw_figure(log, info, path, title):
         draw_along(log, path, title, keys, xs, label, info["line"])
     else:
         draw_ends(log, path, title)
-
 
 def draw_lines(log, path, title, notes, keys, lines, read, label, ticks=()):
     """A panel per metric. lines: [(style, xs, an (arm, step) per x)]. read: log or log.along. label: of x."""
@@ -636,7 +587,6 @@ def draw_lines(log, path, title, notes, keys, lines, read, label, ticks=()):
     fig.legend(handles.values(), handles, loc="outside lower center", ncols=5, fontsize=9)
     write_atomically(path, lambda p: fig.savefig(p, format="png"))
 
-
 def draw_curves(log, path, title):
     """The figure of `main`: every metric along the steps, every arm in a colour of its own."""
     lines = []
@@ -647,18 +597,15 @@ def draw_curves(log, path, title):
     ticks = [0, 1, *(10 ** k for k in range(1, 6) if 2 * 10 ** k < log.last), log.last]
     draw_lines(log, path, title, notes, PANELS, lines, log.along, "step", ticks)
 
-
 def draw_along(log, path, title, keys, xs, label, joined):
     """Ends of arms along xs, {arm: x}. A line joins the arms in `joined`; without any, those of a family."""
-    styles, notes = arm_styles(log), []
+    styles, notes = arm_styles(log), [] if joined else ["large marker: the last in the table"]
     groups = [(("mean of the runs", "0.6", ""), joined), *((styles[arm], [arm]) for arm in log.arms)]
     if not joined:
-        notes = ["large marker: the last in the table"]
         groups = [(style, [arm for arm in log.arms if styles[arm] == style])
                   for style in dict.fromkeys(styles.values())]
     lines = [(style, [xs[arm] for arm in arms], [(arm, log.last) for arm in arms]) for style, arms in groups]
     draw_lines(log, path, title, notes, keys, lines, log, label, [xs[arm] for arm in joined])
-
 
 def draw_ends(log, path, title):
     """The figure of the other studies: an arm a row, with its interval."""
@@ -682,8 +629,7 @@ def draw_ends(log, path, title):
         set_ticks(ax.xaxis)
     write_atomically(path, lambda p: fig.savefig(p, format="png"))
 
-
-# ---------------------------------------------------------------------------------------------- command line
+# ----------------------------------------------------------------------------------------------- command line
 if __name__ == "__main__":
     parser = one_line_parser(description=__doc__)
     parser.add_argument("folder", type=Path, help="of a study, or the one that holds several studies")
