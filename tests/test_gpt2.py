@@ -1,5 +1,5 @@
-"""The published GPT-2: its files in and out, and its logits. gpt2_logits.json holds what GPT2LMHeadModel of the
-package transformers computes with the weights of with_known_weights(): logits_of_transformers()[:, ::5, :7]."""
+"""The published GPT-2: its files in and out, and its logits. gpt2_logits.json holds what the package
+transformers computes with the weights of with_known_weights(): logits_of_transformers()[:, ::5, :7]."""
 import json
 import sys
 from pathlib import Path
@@ -71,8 +71,8 @@ CONFIG = {"model_type": "gpt2", "vocab_size": 61, "n_positions": 24, "n_layer": 
 
 @pytest.fixture
 def published(tmp_path):
-    """(a folder as the first published one, its tensors): pytorch_model.bin, names without the prefix, matrices
-    of the blocks stored as (in, out), with the buffers of the causal mask, in torch's format of that time."""
+    """(a folder as first published, its tensors): pytorch_model.bin in torch's old format, no prefixes,
+    buffers of the causal mask. The matrices of the blocks are stored as (in, out)."""
     state = {}
     for name, p in with_known_weights(SHAPE).named_parameters():
         in_out = name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
@@ -89,8 +89,8 @@ def test_the_published_bin_loads_with_or_without_prefix_and_output_embedding(pub
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)  # as if the package was not installed
     folder, state = published
     if prefix:
-        state = {prefix + name: x for name, x in state.items()} | {"lm_head.weight": state["wte.weight"].clone()}
-        torch.save(state, folder / "pytorch_model.bin")
+        head = {"lm_head.weight": state["wte.weight"].clone()}
+        torch.save(head | {prefix + name: x for name, x in state.items()}, folder / "pytorch_model.bin")
     assert torch.equal(logits(load_gpt2(folder), SHAPE), logits(with_known_weights(SHAPE), SHAPE))
 
 

@@ -22,21 +22,21 @@ def test_a_future_token_changes_no_earlier_logit(tiny):
 def test_loss_is_the_mean_negative_log_probability_of_the_targets_that_count(tiny):
     idx, targets = torch.tensor([[1, 2, 3]]), torch.tensor([[2, -1, 4]])
     logits, loss = tiny(idx, targets)
-    p = torch.exp(logits[0]) / torch.exp(logits[0]).sum(-1, keepdim=True)
+    p = logits[0].detach().exp() / logits[0].detach().exp().sum(-1, keepdim=True)
     assert loss.item() == pytest.approx(-(math.log(p[0, 2]) + math.log(p[2, 4])) / 2, abs=1e-6)
 
 
 def test_without_targets_the_logits_are_those_after_the_last_token_or_after_every_token(tiny):
     idx = torch.randint(10, (3, 7), generator=torch.Generator().manual_seed(1))
-    (last, no_loss), (every, _) = tiny(idx), tiny(idx, last_only=False)
+    (last, no_loss), every = tiny(idx), tiny(idx, last_only=False)[0]
     assert last.shape == (3, 10) and every.shape == (3, 7, 10) and no_loss is None
     assert torch.allclose(last, every[:, -1], atol=1e-6) and torch.equal(every, tiny(idx, idx)[0])
 
 
 def test_input_and_output_embeddings_are_one_tensor_and_gpt2_has_its_published_number_of_parameters(tiny):
     assert tiny.lm_head.weight is tiny.transformer.wte.weight
-    with torch.device("meta"):
-        assert sum(p.numel() for p in GPT(GPTConfig()).parameters()) == 124_439_808
+    for c, n in ((tiny.config, sum(p.numel() for p in tiny.parameters())), (GPTConfig(), 124_439_808)):
+        assert n == c.n_embd * (c.vocab_size + c.block_size + c.n_layer * (12 * c.n_embd + 13) + 2)
 
 
 def test_residual_projections_start_smaller_by_the_square_root_of_twice_the_layers():
@@ -77,8 +77,8 @@ def test_a_row_longer_than_the_block_and_an_impossible_shape_are_refused_with_th
 
 
 def checkpoint(model, rank=0, **more):
-    arm = {"lora_rank": rank, "shadow": "ema" in more}
-    return {"config": vars(model.config), "model": model.state_dict(), "job": {"name": "x", "arm": arm}} | more
+    job = {"name": "x", "arm": {"lora_rank": rank, "shadow": "ema" in more}}
+    return {"config": vars(model.config), "model": model.state_dict(), "job": job} | more
 
 
 def test_lora_at_initialisation_is_the_base_exactly_and_joins_parameters_whose_names_stay(tiny):
@@ -99,7 +99,7 @@ def test_merged_lora_is_a_plain_gpt_that_is_the_same_function_and_leaves_the_mod
     unmerged, random_numbers = tiny(IDX)[0], torch.get_rng_state()
     merged = merge_lora(tiny)
     assert torch.equal(torch.get_rng_state(), random_numbers) and torch.equal(tiny(IDX)[0], unmerged)
-    assert torch.allclose(merged(IDX)[0], unmerged, atol=1e-5) and not torch.allclose(unmerged, base, atol=1e-2)
+    assert (merged(IDX)[0] - unmerged).abs().max() < 1e-5 and (base - unmerged).abs().max() > 1e-2
     loaded = model_from_checkpoint(checkpoint(tiny, rank))
     assert torch.equal(loaded(IDX)[0], merged(IDX)[0])
     assert [n for n, _ in merged.named_parameters()] == [n for n, _ in loaded.named_parameters()] == names
@@ -124,8 +124,8 @@ def test_a_checkpoint_comes_back_as_it_was_and_stays_so_while_its_file_is_replac
 
 def test_a_checkpoint_with_a_shadow_gives_the_average(tiny):
     average = {n: p.detach() + 1 for n, p in tiny.named_parameters()}
-    for ckpt, expected in ((checkpoint(tiny), tiny.state_dict()), (checkpoint(tiny, ema=average), average)):
-        assert all(torch.equal(p, expected[n]) for n, p in model_from_checkpoint(ckpt).named_parameters())
+    loaded = model_from_checkpoint(checkpoint(tiny, ema=average))
+    assert all(torch.equal(p, average[n]) for n, p in loaded.named_parameters())
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is always full")
