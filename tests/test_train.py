@@ -228,7 +228,7 @@ def test_rerunning_a_finished_study_trains_nothing_and_the_report_is_a_function_
     text = [(folder / name).read_bytes() for name in names]
     assert call(path, "train.py", *SMOKE, "--seeds", "2")[0] == 0
     assert {p: p.stat().st_mtime_ns for p in folder.glob("seed*/*.pt")} == before
-    assert call(path, "report", "runs/smoke/main")[0] == 0
+    assert call(path, "results/report.py", "runs/smoke/main")[0] == 0
     assert [(folder / name).read_bytes() for name in names] == text
 
 
