@@ -13,9 +13,9 @@
 The same command, given again, continues what was interrupted. Elhady et al. 2025 is "the paper" below.
 
 How it works: a job is one model to train, the base or an arm. prepare(job) writes its tokenizer and the
-tokens of its corpora. train(job) reads them and writes NAME.pt, a checkpoint, and NAME.jsonl, a log. The job `base`
-comes first; every arm starts from its end. run_jobs() trains several side by side, each in a process of its
-own. Then write_study() gathers the logs, and results/report.py draws the report.
+tokens of its corpora. train(job) reads them and writes NAME.pt, a checkpoint, and NAME.jsonl, a log. The job
+`base` comes first; every arm starts from its end. run_jobs() trains several side by side, each in a process
+of its own. At the end finish() gathers the logs, and results/report.py draws the report.
 """
 import contextlib
 import functools
@@ -88,8 +88,9 @@ def setting(default, meaning, low=0, high=10 ** 12, choices=()):
 
 
 ABOVE_ZERO = 1e-12
+DTYPES = ("", "float32", "bfloat16")
 COMPILE_MODES = ("", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-GATE = dict(gain=25.0, label_english=90.0, cloze_english=90.0)  # least that a base must reach; points, percent
+GATE = dict(gain=25.0, label_english=90.0, cloze_english=90.0)  # what a base must reach: points, percent
 
 
 @dataclass
@@ -103,7 +104,7 @@ class Settings:
     seed: int = setting(3000, "seed of the base: world, corpora, initial weights, order of the data")
     data_seed: int = setting(0, "seed of the order of the data in the CPT")
     bench_seed: int = setting(1234, "seed of the benchmark's items")
-    only: str = setting("", "'base', or arms, separated by commas; your own arm is a line of ARMS in train.py")
+    only: str = setting("", "'base', or arms, with commas between; your own is a line of ARMS in train.py")
     init: str = setting("", "start the arms from this checkpoint, or from the files of a GPT-2 in a folder")
     # real text in place of the toy languages
     source: list = setting((), "NAME=FOLDER of `data.py prepare`, repeatable; first `target`, then `english`")
@@ -143,7 +144,7 @@ class Settings:
     validation_blocks: int = setting(128, "blocks of validation text for a perplexity", 1)
     # the machine
     device: str = setting("", "cpu or cuda; cuda where it is found", choices=("", "cpu", "cuda"))
-    dtype: str = setting("", "bfloat16 where the hardware has it, else float32", choices=("", "float32", "bfloat16"))
+    dtype: str = setting("", "bfloat16 where the hardware has it, else float32", choices=DTYPES)
     processes: int = setting(0, "models trained at once; 0 lets the number of cores or GPUs decide")
     compile: str = setting("", "mode of torch.compile; not used if not given", choices=COMPILE_MODES)
     checkpoint_every: int = setting(250, "steps between two checkpoints", 1)
@@ -163,8 +164,9 @@ class Settings:
         for text in self.source:
             require(re.fullmatch(r"\w[\w+-]*=.+", text) and names.count(text.split("=")[0]) == 1,
                     f"--source is {text!r}, expected NAME=FOLDER, as in eu=data/eu, and every name once")
-        require("target" not in names[1:] and "english" not in [*names[:1], *names[2:]], "--source: the first "
-                "plays the role of `target`, the second that of `english`; these names have no other place")
+        require("target" not in names[1:] and "english" not in [*names[:1], *names[2:]],
+                "--source: the first plays the role of `target`, the second that of `english`: no other source "
+                "can have one of these names")
         GPTConfig(self.vocab_size, self.block_size, self.n_layer, self.n_head, self.n_embd)
         self.world().languages()  # refuses an impossible word order
 
@@ -245,7 +247,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(x):
-    """About U V^T of a matrix x = U S V^T: five steps of a polynomial that brings the singular values to 1."""
+    """About U V^T of a matrix x = U S V^T: five steps of a polynomial that brings singular values to 1."""
     if x.size(0) > x.size(1):
         return orthogonal(x.mT).mT
     x = x / x.norm().clamp(min=1e-7)
@@ -284,15 +286,16 @@ def pull_back(model, base, share):
 
 # ----------------------------------------------------------------------------------------------- the one loop
 def train(job, line=0):
-    """Trains a job to its end, from its checkpoint if it has one, and returns the rows of its log. line: where
-    in the terminal its progress is shown. Under torchrun all processes call this together: each takes its
-    share of every batch, the first one measures and writes."""
+    """Trains a job to its end, from its checkpoint if it has one, and returns the rows of its log. line: of
+    the terminal, for its progress. Under torchrun all processes call this together: each takes its share of
+    every batch, the first one measures and writes."""
     s, arm, (rank, world) = job.settings, job.arm, rank_and_world()
     tok, curriculum = job.tokenizer(), Curriculum(arm.curriculum)
     mixture = Mixture(open_data(job, "train", curriculum.shapes, tok), s.block_size, job.data_seed)
     benchmark = bench.Benchmark(s.world(), tok, *s.benchmark_arguments())
-    require(benchmark.longest() <= s.block_size, f"the longest prompt has {benchmark.longest()} tokens with its "
-                                                 f"answer, but --block_size is {s.block_size}: raise it")
+    longest = benchmark.longest()
+    require(longest <= s.block_size, f"the longest prompt has {longest} tokens with its answer, but --block_size "
+                                     f"is {s.block_size}: raise it")
     model, base = make_model(job, tok)                         # base: {name: the weights before training}
     optimizers = make_optimizers(model, job)                   # {"adamw": ..., "muon": ...}
     parts = {"model": model, **optimizers}                     # what a checkpoint holds the state of
@@ -329,7 +332,7 @@ def train(job, line=0):
             xy = xy.pin_memory().to("cuda", non_blocking=True)
         loss = torch.zeros((), device=s.device)
         for i, (xs, ys) in enumerate(xy.chunk(s.accumulate, dim=1), 1):
-            forward.require_backward_grad_sync = i == s.accumulate    # for DDP: exchange gradients once a step
+            forward.require_backward_grad_sync = i == s.accumulate    # DDP exchanges gradients once a step
             with autocast:
                 part = forward(xs, ys)[1] / s.accumulate
             part.backward()
@@ -352,7 +355,7 @@ def train(job, line=0):
         for name in sources:
             tokens[name] += s.block_size
         bar.update()
-        if step % 10 == 0:                                     # on a GPU, to look at a number is to wait for it
+        if step % 10 == 0:                                     # not always: to look is to wait for a GPU
             bar.set_postfix_str(f"loss {look_at(job, step, losses[-1:])[0, 0]:.2f}", refresh=False)
 
 
@@ -362,31 +365,31 @@ def rank_and_world():
 
 
 def look_at(job, step, losses):
-    """Training losses and gradient norms (n, 2) from a list of n such pairs; under torchrun, the means over all
-    processes. Raises ValueError if one is not finite."""
+    """Training losses and gradient norms (n, 2) from a list of n such pairs; under torchrun, the means over
+    all processes. Raises ValueError if one is not finite."""
     seen, (_, world) = torch.stack(losses), rank_and_world()
     if world > 1:
         dist.all_reduce(seen)
         seen /= world
-    rates, kept = "--lr" if job.start else "--muon_lr and --base_lr", job.path if job.path.exists() else "none"
-    require(seen.isfinite().all(), f"the loss or its gradient is no longer finite at step {step}; last good "
-                                   f"checkpoint: {kept}. Lower {rates}, under another --name")
+    rates = "--lr" if job.start else "--muon_lr and --base_lr"
+    require(seen.isfinite().all(), f"the loss or its gradient is no longer finite at step {step}. Lower {rates}, "
+                                   f"under another --name; what {job.path} holds was saved before")
     return seen
 
 
 def describe(job, step, lr, losses, tokens):
     """A row of the log, without its metrics."""
     s, loss = job.settings, look_at(job, step, losses)[:, 0] if losses else None
-    row = {"arm": job.name, "seed": s.seed, "data_seed": s.data_seed, "bench_seed": s.bench_seed, "step": step,
-           "lr": job.lr * lr, "commit": code_version(), "machine": machine(s.device)}
+    row = {"arm": job.name, "seed": s.seed, "data_seed": s.data_seed, "bench_seed": s.bench_seed,
+           "step": step, "lr": job.lr * lr, "commit": code_version(), "machine": machine(s.device)}
     if losses:
         row |= {"train_loss": loss.mean().item(), "train_loss_max": loss.max().item()}
     return row | {f"tokens_{name}": n for name, n in tokens.items()}
 
 
 def measure(job, step, model, ema, benchmark, base):
-    """The metrics of a row: of the model with LoRA merged, or of the average of a shadow EMA. Under torchrun the
-    first process alone measures."""
+    """The metrics of a row: of the model with LoRA merged, or of the average of a shadow EMA. Under torchrun
+    the first process alone measures."""
     s, arm = job.settings, job.arm
     if rank_and_world()[0] > 0:
         return {}
@@ -409,7 +412,7 @@ def progress_bar(job, first, line):
 # ------------------------------------------------------------------------------------------------------- jobs
 @dataclass(frozen=True)
 class Job:
-    """One run of the loop: a base from random weights, or an arm from the end of another job or a checkpoint."""
+    """One run of the loop: a base from random weights, or an arm from its base or another checkpoint."""
     settings: Settings
     name: str
     arm: Arm
@@ -467,13 +470,13 @@ class Job:
         end = self.rows()[-1]
         for key, floor in GATE.items():
             if self.name == "base" and self.settings.gate and end.get(key, 100) < floor:
-                return (f"{self.title} reached {end[key]:.1f} on {key}, its gate is {floor:g}: its arms would "
-                        "have nothing to lose. Give it more --base_steps or try another --seed")
+                return (f"{self.title} reached {end[key]:.1f} on {key}, its gate is {floor:g}: its arms "
+                        "would have nothing to lose. Give it more --base_steps or try another --seed")
         return ""
 
     def evaluate_at(self):
-        """Steps to evaluate at: 0, 1, 2, 5, 10, 20, 50 ... and the last, dense at the start as in the paper. A
-        base is evaluated in the middle and at the end of its run."""
+        """Steps to evaluate at: 0, 1, 2, 5, 10, 20, 50 ... and the last, dense at the start as in the paper.
+        A base is evaluated in the middle and at the end of its run."""
         if not self.start:
             return {self.steps // 2, self.steps}
         dense = {digit * 10 ** k for digit in (1, 2, 5) for k in range(12)}
@@ -489,7 +492,7 @@ def make_base(study, i, base=""):
 
 
 def make_job(study, i, name):
-    """The job of run i that trains ARMS[name], from its base or from --init; or its base, if name is 'base'."""
+    """The job of run i that trains ARMS[name], from its base or from --init; 'base' is its base alone."""
     if name == "base":
         return make_base(study, i)
     arm = ARMS[name]
@@ -543,7 +546,7 @@ def make_model(job, tok):
 
 # ----------------------------------------------------------------------------------------- the files of a job
 def prepare(job):
-    """Writes what the job reads and no other job has written: its tokenizer, and the tokens of its corpora."""
+    """Writes what the job reads, if no other job has: its tokenizer, and the tokens of its corpora."""
     s, world = job.settings, job.settings.world()
     job.data.mkdir(parents=True, exist_ok=True)
     if not (job.data / "tokenizer.json").exists():
@@ -582,8 +585,8 @@ def shared_tokenizer(s):
         found[s.init] = load_tokenizer(s.init)
     for where, tok in found.items():
         first, shared = next(iter(found.items()))
-        require(tok.to_json() == shared.to_json(), f"{where} and {first} have different tokenizers: prepare the "
-                                                   "sources again with the same --tokenizer FOLDER")
+        require(tok.to_json() == shared.to_json(), f"{where} and {first} have different tokenizers: prepare "
+                                                   "the sources again with the same --tokenizer FOLDER")
     return next(iter(found.values()), None)
 
 
@@ -622,18 +625,18 @@ NOT_COMPARED = {"name", "preset", "study", "seeds", "only", "processes", "checkp
 
 
 def check_same(job, ckpt):
-    """Raises ValueError if a job's checkpoint was made with other settings, or by another arm of its name. What
-    the checkpoint lacks counts as its default."""
+    """Raises ValueError if a job's checkpoint was made with other settings, or by another arm of its name.
+    What the checkpoint lacks counts as its default."""
     old = asdict(Settings()) | ckpt["settings"] | asdict(Arm("")) | ckpt["job"]["arm"] | ckpt["contents"]
     new = asdict(job.settings) | asdict(job.arm) | contents(job.settings)
     differ = [f"{key} {old.get(key)!r} there, {value!r} here" for key, value in new.items()
               if key not in NOT_COMPARED and old.get(key) != value]
     require(not differ, f"{job.path} was made with other settings: {'; '.join(differ)}: choose another --name, "
-                        "or another name for the arm")
+                        "or another name of the arm")
 
 
 def contents(s):
-    """{what: hash} of the files outside the run's folder. So another path to the same files is no difference."""
+    """{what: hash} of the files outside the run's folder: another path to the same files changes nothing."""
     files = {"init": s.init, "task": s.task}
     files |= {f"source {name}": folder / "manifest.json" for name, folder in s.prepared().items()}
     return {what: content_hash(str(file)) for what, file in files.items() if file}
@@ -669,7 +672,7 @@ def machine(device):
 
 # ------------------------------------------------------------------------------------------ jobs side by side
 def start_worker(terminal):
-    """What a process of run_jobs() does first: it leaves Ctrl-C to its parent, and ends when its parent does."""
+    """What a process does first: it leaves Ctrl-C to its parent, and ends when its parent does."""
     def end_with_parent():
         mp.parent_process().join()
         os._exit(1)
@@ -689,8 +692,8 @@ def run_job(job, line, gpu, threads):
 
 
 def run_jobs(jobs, processes, gpus):
-    """Trains jobs side by side, each after the one that it needs. Returns {title of a job: why it has no end}.
-    Every process has a pool of its own: one that is killed takes no other along."""
+    """Trains jobs side by side, each after the one that it needs. Returns {title of a job: why it has no
+    end}. Every process has a pool of its own: one that is killed takes no other along."""
     # glibc keeps the memory that a step frees, and need not ask the system for it again at the next step
     os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
     context, threads = mp.get_context("spawn"), torch.get_num_threads()
@@ -824,7 +827,7 @@ def study(s):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"{run} is in use by another process: wait for it, or choose another --name") from None
+            raise ValueError(f"{run} is in use by another process: wait, or choose another --name") from None
         names = ", ".join(dict.fromkeys(job.name for job in jobs))
         print(f"study {s.study}, {s.seeds} x {names}\n{s.dtype}, {machine(s.device)}", flush=True)
         if dist.is_initialized():
@@ -874,7 +877,7 @@ def take_from_base(s, given):
         require(s.source or not ckpt["settings"]["source"],
                 f"{s.init} is a base for real text: give its sources, --source NAME=FOLDER")
         known = ckpt["config"] | ckpt["settings"]
-    for key in ("seed", "target_order", "cognates", "vocab_size", "n_layer", "n_head", "n_embd", "block_size"):
+    for key in "seed target_order cognates vocab_size n_layer n_head n_embd block_size".split():
         value = known.get(key, getattr(s, key))
         require(given.get(key, value) == value, f"--{key} is {given.get(key)!r}, but the base {s.init} has "
                                                 f"{value!r}: leave --{key} out, or give another base")
@@ -903,9 +906,9 @@ def main(argv=None):
     except RuntimeError as e:
         if not torchrun:
             raise
-        refuse(f"a process of this run failed or did not come ({str(e).splitlines()[0]}): the same command goes "
-               f"on from the last checkpoint. If torchrun is not wanted, unset TORCHELASTIC_RUN_ID and WORLD_SIZE "
-               f"(now {os.environ.get('WORLD_SIZE')})", code=1)
+        refuse(f"a process of this run failed, or not all came ({str(e).splitlines()[0]}): the same command "
+               "goes on from the last checkpoint. If no torchrun was meant, unset TORCHELASTIC_RUN_ID and "
+               f"WORLD_SIZE (now {os.environ.get('WORLD_SIZE')})", code=1)
     except KeyboardInterrupt:
         print(f"\nstopped; to continue: python train.py {shlex.join(argv)}", file=sys.stderr)
         sys.exit(130)

@@ -166,7 +166,8 @@ STUDIES |= {
         pairs=[(f"{seen}+english{rate}", seen + rate) for rate in ("", "-lr-0.1") for seen in SEEN],
         judge_best=True),
     "scale": Study(
-        "Do the findings hold for smaller and larger models?", [size + name for size in SIZES for name in MAIN],
+        "Do the findings hold for smaller and larger models?",
+        [size + name for size in SIZES for name in MAIN],
         pairs=[(size + name, f"{size}target") for size in SIZES for name in MAIN[1:]],
         judge=[in_place(*(size + name for name in MAIN)) for size in SIZES],
         figure="channels (n_embd)", x={size + name: x for size, x in SIZES.items() for name in MAIN}),
