@@ -4,6 +4,7 @@ The decoder of Radford et al. 2019: learned positions, LayerNorm before each sub
 embeddings tied. The toy GPT of the studies and the published 124M are one class at two sizes.
 
     python model.py runs/eu/seed3000/target.pt --export eu-gpt2   # a checkpoint in the published format
+    python -c "import model; print(model.GPT(model.GPTConfig()))"  # the 124M, layer by layer
 
 Shape letters, here and in every other file: B batch rows, T tokens in a row, C channels (n_embd), nh heads,
 hs = C / nh channels of a head, V vocabulary.

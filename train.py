@@ -121,7 +121,7 @@ class Settings:
     n_embd: int = setting(128, "channels", 1)
     block_size: int = setting(64, "tokens in a row, the longest context", 1)
     # pretraining of the base: Muon for the matrices of the blocks, AdamW for the rest
-    base_steps: int = setting(3200, "steps of the pretraining", 1)
+    base_steps: int = setting(3200, "steps of the pretraining", 1, 10 ** 6)
     base_batch_size: int = setting(32, "rows in a batch of the pretraining", 1)
     base_curriculum: str = setting("english=rest target=constant(0.007)", "mixture of the pretraining")
     muon_lr: float = setting(0.02, "peak learning rate of Muon; 0 gives its matrices to AdamW")
@@ -129,7 +129,7 @@ class Settings:
     base_warmup: int = setting(50, "steps of linear warm-up in the pretraining")
     gate: int = setting(1, "1 leaves out a base that does not reach GATE, with its arms; 0 keeps it", 0, 1)
     # continued pretraining with AdamW, as in the paper
-    steps: int = setting(1000, "steps of an arm", 1)
+    steps: int = setting(1000, "steps of an arm", 1, 10 ** 6)
     batch_size: int = setting(16, "rows in a batch of an arm", 1)
     lr: float = setting(4e-3, "peak learning rate of an arm", ABOVE_ZERO)
     warmup: float = setting(0.01, "share of the steps for the linear warm-up", 0, 1)
@@ -165,8 +165,8 @@ class Settings:
             require(re.fullmatch(r"\w[\w+-]*=.+", text) and names.count(text.split("=")[0]) == 1,
                     f"--source is {text!r}, expected NAME=FOLDER, as in eu=data/eu, and every name once")
         require("target" not in names[1:] and "english" not in [*names[:1], *names[2:]],
-                "--source: the first plays the role of `target`, the second that of `english`: no other source "
-                "can have one of these names")
+                "--source: the first plays the role of `target`, the second that of `english`: no other one can "
+                "have these names")
         GPTConfig(self.vocab_size, self.block_size, self.n_layer, self.n_head, self.n_embd)
         self.world().languages()  # refuses an impossible word order
 
@@ -294,8 +294,8 @@ def train(job, line=0):
     mixture = Mixture(open_data(job, "train", curriculum.shapes, tok), s.block_size, job.data_seed)
     benchmark = bench.Benchmark(s.world(), tok, *s.benchmark_arguments())
     longest = benchmark.longest()
-    require(longest <= s.block_size, f"the longest prompt has {longest} tokens with its answer, but --block_size "
-                                     f"is {s.block_size}: raise it")
+    require(longest <= s.block_size, f"the longest prompt has {longest} tokens with its answer, but "
+                                     f"--block_size is {s.block_size}: raise it")
     model, base = make_model(job, tok)                         # base: {name: the weights before training}
     optimizers = make_optimizers(model, job)                   # {"adamw": ..., "muon": ...}
     parts = {"model": model, **optimizers}                     # what a checkpoint holds the state of
@@ -372,7 +372,7 @@ def look_at(job, step, losses):
         dist.all_reduce(seen)
         seen /= world
     rates = "--lr" if job.start else "--muon_lr and --base_lr"
-    require(seen.isfinite().all(), f"the loss or its gradient is no longer finite at step {step}. Lower {rates}, "
+    require(seen.isfinite().all(), f"the loss or its gradient is no longer finite at step {step}. Lower {rates} "
                                    f"under another --name; what {job.path} holds was saved before")
     return seen
 
@@ -525,7 +525,7 @@ def make_model(job, tok):
     s = job.settings
     torch.manual_seed(s.seed)
     if not job.start:
-        model = GPT(GPTConfig(tok.vocab_size, s.block_size, s.n_layer, s.n_head, s.n_embd))
+        model = GPT(GPTConfig(tok.vocab_size, s.block_size, s.n_layer, s.n_head, s.n_embd, activation="gelu"))
     elif Path(job.start).is_dir():
         model = load_gpt2(job.start)
     else:
@@ -631,7 +631,7 @@ def check_same(job, ckpt):
     new = asdict(job.settings) | asdict(job.arm) | contents(job.settings)
     differ = [f"{key} {old.get(key)!r} there, {value!r} here" for key, value in new.items()
               if key not in NOT_COMPARED and old.get(key) != value]
-    require(not differ, f"{job.path} was made with other settings: {'; '.join(differ)}: choose another --name, "
+    require(not differ, f"{job.path} was made with other settings: {'; '.join(differ)}: choose another --name "
                         "or another name of the arm")
 
 
@@ -768,7 +768,7 @@ def plan(s):
         bench.read_choices(s.task, s.shots)
     others = [name for name in names if ARMS[name].base]
     require(not s.init or (s.seeds == 1 and s.only != "base" and not others),
-            f"--init gives the one base of one run: it goes with neither --seeds nor --only base nor {others}")
+            f"--init gives the one base of one run: it does not go with --seeds, --only base or {others}")
     for i in range(s.seeds):
         for name in ["base"] if s.only == "base" else names:
             job = make_job(s, i, name)

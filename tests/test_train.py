@@ -191,7 +191,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     good, ckpt = job.path.read_bytes(), load_checkpoint(job.path)
     ckpt["model"]["transformer.wpe.weight"] = ckpt["model"]["transformer.wpe.weight"] * float("nan")
     save_checkpoint(job.path, ckpt)
-    with pytest.raises(ValueError, match="no longer finite at step 5. Lower --lr.*target.pt"):
+    with pytest.raises(ValueError, match="no longer finite at step 5. Lower --lr .*target.pt"):
         train.train(job)
     job.path.write_bytes(good)
     assert train.train(job)[-1]["step"] == job.steps
