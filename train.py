@@ -165,8 +165,8 @@ class Settings:
             require(re.fullmatch(r"\w[\w+-]*=.+", text) and names.count(text.split("=")[0]) == 1,
                     f"--source is {text!r}, expected NAME=FOLDER, as in eu=data/eu, and every name once")
         require("target" not in names[1:] and "english" not in [*names[:1], *names[2:]],
-                "--source: the first plays the role of `target`, the second that of `english`: no other one can "
-                "have these names")
+                "--source: the first plays the role of `target`, the second that of `english`: these names "
+                "can have no other place")
         GPTConfig(self.vocab_size, self.block_size, self.n_layer, self.n_head, self.n_embd)
         self.world().languages()  # refuses an impossible word order
 
@@ -372,8 +372,8 @@ def look_at(job, step, losses):
         dist.all_reduce(seen)
         seen /= world
     rates = "--lr" if job.start else "--muon_lr and --base_lr"
-    require(seen.isfinite().all(), f"the loss or its gradient is no longer finite at step {step}. Lower {rates} "
-                                   f"under another --name; what {job.path} holds was saved before")
+    require(seen.isfinite().all(), f"the loss or its gradient is no longer finite at step {step}. Lower "
+                                   f"{rates} under another --name; what {job.path} holds was saved before")
     return seen
 
 
@@ -631,8 +631,8 @@ def check_same(job, ckpt):
     new = asdict(job.settings) | asdict(job.arm) | contents(job.settings)
     differ = [f"{key} {old.get(key)!r} there, {value!r} here" for key, value in new.items()
               if key not in NOT_COMPARED and old.get(key) != value]
-    require(not differ, f"{job.path} was made with other settings: {'; '.join(differ)}: choose another --name "
-                        "or another name of the arm")
+    require(not differ, f"{job.path} was made with other settings: {'; '.join(differ)}: choose another "
+                        "--name, or another name for the arm")
 
 
 def contents(s):
@@ -780,8 +780,8 @@ def plan(s):
 
 
 def write_study(s, left_out):
-    """Gathers the rows of a study's arms into metrics.jsonl of its folder, and what the report has to know into
-    settings.json. Returns the folder."""
+    """Gathers the rows of a study's arms into metrics.jsonl of its folder, and what the report has to know
+    into settings.json. Returns the folder."""
     study, folder, rows = STUDIES[s.study], Path("runs") / s.name / s.study, []
     names = list(dict.fromkeys([*study.arms, *arm_names(s)]))
     for job in [make_job(s, i, name) for name in names for i in range(s.seeds)]:
@@ -794,7 +794,7 @@ def write_study(s, left_out):
             "commits": list(dict.fromkeys(row["commit"] for row in rows))}
     folder.mkdir(exist_ok=True)
     write_lines(folder / "metrics.jsonl", rows)
-    write_atomically(folder / "settings.json", lambda path: path.write_text(json.dumps(info, indent=1) + "\n"))
+    write_atomically(folder / "settings.json", lambda path: path.write_text(json.dumps(info, indent=1)))
     return folder
 
 
