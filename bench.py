@@ -5,9 +5,9 @@ shots. It measures in-context learning (ICL) alone: no word of any language occu
 kind of a noun by a letter: it needs ICL and the meaning of words. The cloze task asks which of four ends a
 sentence has: it needs no ICL. Both are asked in the target language and in English.
 
-    python bench.py --show                              prints every kind of prompt
-    python bench.py runs/laptop/seed3000/ema.pt         benchmarks a checkpoint
-    python bench.py EMA.pt --sample "the dog"           prints documents that begin so
+    python bench.py --show                       prints every kind of prompt
+    python bench.py runs/laptop/seed3000/ema.pt  benchmarks a checkpoint
+    python bench.py EMA.pt --sample "the dog"    prints documents that begin so
     python bench.py gpt2/ --copain CoPain/ --task belebele_eu.jsonl --shots 5    a model on benchmark files
 """
 import functools
@@ -69,8 +69,8 @@ def label_item(task, word, letter, letters):
 
 
 def copain_items(world, n_per_task=150, n_shots=3, seed=0, tasks=COPAIN_TASKS):
-    """Items of list rules, by default Copain's seven. Every list is of the reserve (data.is_reserved) in any
-    order, so training draws it in none. No two lists of a prompt have the same elements."""
+    """Items of list rules, by default Copain's seven. Each list is reserved in every order of its elements,
+    so training draws it in none. No two lists of a prompt have the same elements."""
     items = {}
     for task in tasks:
         rng, wanted = Random(f"copain/{task}/{seed}"), len(items) + n_per_task
@@ -129,7 +129,7 @@ def cloze_items(lang, target, n_items=200, seed=0):
 
 def add_shots(file, items, n_shots):
     """Items with shots, from pairs (what is asked, item). The shots are the next items, around the file's
-    end, that ask something else, and each something different."""
+    end, that ask something else than it and than each other."""
     different = dict(items)
     require(0 <= n_shots < len(different), f"--shots is {n_shots}, expected 0 or more, and fewer than the "
                                            f"{len(different)} different questions of {file}")
@@ -148,7 +148,7 @@ def read_copain(path, n_shots=3):
             lists = [x for x in row.values() if isinstance(x, list)]
             good = len(lists) == 1 and all(isinstance(x, (str, int)) for x in lists[0])
             good = good and len(set(lists[0])) > 1
-            require(good, f"{where}: expected one list of two or more words or integers, found {lists}")
+            require(good, f"{where}: expected one list of different words or integers, found {lists}")
             elements, target = [str(x).strip() for x in lists[0]], str(row.get("target")).strip()
             require(target in elements, f"{where}: the target is {target!r}, expected one of {elements}")
             choices = tuple(dict.fromkeys(elements))  # a list may repeat an element
@@ -194,14 +194,14 @@ def occurrences(items, tok, sources, window=12, piece=1 << 20):
             found = set()
             for start in range(0, len(source) - n + 1, piece):  # a source may be larger than memory
                 ids = np.asarray(source[start:start + piece + n - 1], dtype=np.uint64)
-                rows = np.lib.stride_tricks.sliding_window_view(ids, n)     # (piece, n)
+                rows = np.lib.stride_tricks.sliding_window_view(ids, n)  # (piece, n)
                 found.update(set(hashes).intersection((rows @ factors[:n]).tolist()))
             counts[name] += sum(x in found for x in hashes)
     return counts
 
 
 # ----------------------------------------------------- scoring
-@functools.lru_cache(maxsize=1 << 16)
+@functools.lru_cache(maxsize=1 << 14)
 def encode_item(tok, item, form="prompt"):
     """(prompt, choices) as token ids: encoded jointly, then split, as a model sees them in training."""
     text = item.text(form)
@@ -240,7 +240,7 @@ def by_length(model, rows):
     for i, row in enumerate(rows):
         groups[len(row)].append(i)
     for length, group in groups.items():
-        size = max(1, 2048 // length)
+        size = max(1, 2048 // length)  # tokens at a time
         for k in range(0, len(group), size):
             chunk = group[k:k + size]
             yield chunk, torch.tensor([rows[i] for i in chunk], device=device)
@@ -254,7 +254,7 @@ def greedy_answers(model, tok, prompts, max_new_tokens):
     for _ in range(max_new_tokens):
         unfinished = [i for i, answer in enumerate(answers) if answer is None]
         for chunk, idx in by_length(model, [rows[i][-model.config.block_size:] for i in unfinished]):
-            for k, token in zip(chunk, model(idx)[0].argmax(-1).tolist()):            # logits (B, V)
+            for k, token in zip(chunk, model(idx)[0].argmax(-1).tolist()):  # logits (B, V)
                 i = unfinished[k]
                 rows[i].append(token)
                 if token in ends:
@@ -277,7 +277,7 @@ def choice_logprobs(model, prompts, choices):
     for chunk, idx in by_length(model, rows):
         K = max(len(choices[n][k]) for i in chunk for n, k in fed[rows[i]])
         logits = model(idx, last_only=K == 1)[0].view(len(chunk), -1, model.config.vocab_size)
-        logp = logits[:, -K:].float().log_softmax(-1).cpu().numpy()     # (B, K, V)
+        logp = logits[:, -K:].float().log_softmax(-1).cpu().numpy()  # (B, K, V)
         for b, i in enumerate(chunk):
             for n, k in fed[rows[i]]:
                 choice = choices[n][k]
@@ -319,7 +319,7 @@ def perplexity(model, ids, n_blocks=128, block_size=None):
     n, size = min(n_blocks, (len(ids) - 1) // T), max(1, 2048 // T)
     require(n > 0, f"validation data has {len(ids)} tokens; one block of {T} needs {T + 1}")
     xy = torch.from_numpy(np.asarray(ids[:n * T + 1], dtype=np.int64)).to(device)
-    x, y = xy[:-1].view(n, T), xy[1:].view(n, T)     # (n, T)
+    x, y = xy[:-1].view(n, T), xy[1:].view(n, T)  # (n, T)
     losses = [model(xs, ys)[1].item() * len(xs) for xs, ys in zip(x.split(size), y.split(size))]
     return math.exp(min(sum(losses) / n, 700))
 
@@ -436,14 +436,14 @@ def main():
     parser = one_line_parser(argument_default=None, description=__doc__)
     flag = parser.add_argument
     flag("model", nargs="?", help="a .pt file under runs/, or a folder with the files of a GPT-2")
-    flag("--copain", metavar="PATH", help="Copain's published rows: a file of one task, or a folder of all")
+    flag("--copain", metavar="PATH", help="Copain's rows as published: a file, or a folder of tasks")
     flag("--task", metavar="FILE", action="append", default=[], help="multiple choice; may be given again")
     flag("--shots", type=int, help="examples before each question; default 3 for --copain, 5 for --task")
     flag("--tokenizer", help="of a GPT-2 folder: gpt2, or a folder of its files; default: itself")
     flag("--sample", metavar="TEXT", nargs="?", const="", help="print documents that begin with TEXT")
     flag("--show", action="store_true", help="print every kind of prompt")
     flags = parser.parse_args()
-    sys.stdout.reconfigure(errors="replace")  # of letters that a terminal lacks
+    sys.stdout.reconfigure(errors="replace")  # of what a terminal lacks
     if flags.show:
         return show(World())
     require(flags.model, "give a model, or --show")
@@ -459,7 +459,7 @@ def main():
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     if flags.sample is not None:
         torch.manual_seed(0)
-        start = torch.tensor([[tok.eot, *tok.encode(flags.sample)]] * 3)     # (3, T)
+        start = torch.tensor([[tok.eot, *tok.encode(flags.sample)]] * 3)  # (3, T)
         for ids in model.generate(start.to(model.lm_head.weight.device), 60, temperature=0.8).tolist():
             print(tok.decode(ids[1:]).split(EOT)[0], "\n")
         return
