@@ -1,9 +1,9 @@
 """What several tests need: one small world, its tokenizer and sources, models, jobs and studies of a few seconds."""
 import contextlib
 import dataclasses
-import hashlib
 import io
 import json
+import multiprocessing
 import multiprocessing.forkserver
 import os
 import runpy
@@ -19,20 +19,21 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ["PYTHONPATH"] = str(ROOT)  # for the child processes
 
-import bench  # noqa: E402
 import train  # noqa: E402
-from data import Tokenizer, World, train_bpe, write_corpus  # noqa: E402
+from data import Mixture, Tokenizer, World, train_bpe, write_corpus  # noqa: E402
 from model import GPT, GPTConfig, load_checkpoint  # noqa: E402
+from results import report, studies  # noqa: E402, F401  the latter fills the tables of train.py
 
 torch.set_num_threads(1)
 os.fsync = lambda file: None  # no test cuts the power, and the disk takes three seconds
 # The processes of train.py start in a tenth of the time where a fork server has imported what they need.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["train", "torch._dynamo"])
-train.mp = SimpleNamespace(get_context=lambda method: CONTEXT, parent_process=multiprocessing.parent_process)
+train.mp = SimpleNamespace(get_context=lambda method: CONTEXT, parent_process=multiprocessing.parent_process,
+                           active_children=multiprocessing.active_children)
 
 SMOKE = ("--preset", "smoke", "--device", "cpu", "--dtype", "float32", "--documents", "300", "--base_steps", "6",
-         "--steps", "12", "--copain_items", "3", "--label_items", "6", "--cloze_items", "6", "--processes", "2")
+         "--steps", "12", "--copain_items", "3", "--label_items", "6", "--processes", "2")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -70,8 +71,9 @@ def tiny():
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory):
     """Settings of a run of a second, and the folder of its one seed with prepared data and a trained base."""
-    s = train.Settings(**train.PRESETS["smoke"] | dict(name="smoke", documents=300, base_steps=6, steps=12,
-                       copain_items=2, label_items=4, cloze_items=4, device="cpu", dtype="float32"))
+    s = train.Settings(**train.PRESETS["smoke"] | dict(
+        name="smoke", documents=300, base_steps=6, steps=12, copain_items=2, label_items=4, checkpoint_every=4,
+        device="cpu", dtype="float32"))
     folder = tmp_path_factory.mktemp("smoke")
     base = dataclasses.replace(train.make_job(s, 0, "base"), folder=folder)
     train.prepare(base)
@@ -82,12 +84,14 @@ def smoke(tmp_path_factory):
 def arm_in(folder, s, name):
     """The job of an arm, from the base in the folder that it runs in."""
     job = train.make_job(s, 0, name)
-    return dataclasses.replace(job, folder=folder, needs=None, start=str(folder / "base.pt"))
+    job = dataclasses.replace(job, folder=folder, needs=None, start=str(folder / "base.pt"))
+    train.prepare(job)
+    return job
 
 
 @pytest.fixture
 def fresh(smoke, tmp_path):
-    """fresh(arm, copy="run", **settings): the job of an arm in a new copy of the smoke folder, which has no arm yet."""
+    """fresh(arm, copy="run", **settings): the job of an arm in a new copy of the smoke folder, without arms."""
     def make(name, copy="run", **settings):
         s, folder = smoke
         shutil.copytree(folder, tmp_path / copy)
@@ -105,10 +109,21 @@ def whole(smoke, tmp_path_factory):
     return ends
 
 
-def stop_at(n):
-    """A function that is true the n-th time (from 0) it is asked, and never else."""
-    calls = iter(range(10 ** 6))
-    return lambda: next(calls) == n
+class Stop(Exception):
+    """What ends a run in a test, as a kill does: nothing is written after it."""
+
+
+def train_until(job, step, monkeypatch):
+    """Trains a job until it asks for the batch of a step, which never comes."""
+    def batch(self, n, *args):
+        if n == step:
+            raise Stop
+        return take(self, n, *args)
+
+    take = Mixture.batch
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(Mixture, "batch", batch)
+        train.train(job)
 
 
 def weights(path):
@@ -116,20 +131,14 @@ def weights(path):
 
 
 def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def checksum(value):
-    """A hash of nested dicts, lists, tensors and plain values: of what they hold, not of how a file holds it."""
-    if isinstance(value, torch.Tensor):
-        text = f"{value.dtype}{tuple(value.shape)}" + value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes().hex()
-    elif isinstance(value, dict):
-        text = "{" + ",".join(checksum(x) for item in value.items() for x in item) + "}"
-    elif isinstance(value, (list, tuple)):
-        text = type(value).__name__ + "[" + ",".join(map(checksum, value)) + "]"
-    else:
-        text = f"{type(value).__name__}{value!r}"
-    return hashlib.sha256(text.encode()).hexdigest()
+    """Whether two nested dicts, lists, tensors or plain values hold the same, bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
 
 
 def rows_of(path):
@@ -138,14 +147,19 @@ def rows_of(path):
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    """call(folder, script, flags): runs a script in this process; returns (exit code, stdout, stderr)."""
+    """call(folder, script, *flags): runs a script in this process; returns (exit code, stdout, stderr)."""
     def run(folder, script, *flags):
         monkeypatch.chdir(folder)
         monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
-        monkeypatch.setattr(bench, "draw_figure", lambda *_: None)  # two seconds; the fixture `study` draws one
+        monkeypatch.setattr(report, "draw_figure", lambda *_: None)  # two seconds; the fixture `study` draws one
         code = 0
         try:
-            train.main() if script == "train.py" else runpy.run_module(script.removesuffix(".py"), run_name="__main__")
+            if script == "train.py":
+                train.main()
+            elif script == "report":
+                report.main()
+            else:
+                runpy.run_module(script.removesuffix(".py"), run_name="__main__")
         except SystemExit as e:
             code = e.code or 0
         return code, *capsys.readouterr()

@@ -1,0 +1,180 @@
+"""Every study of results/: its question, its arms, the bases and the schedules that they use.
+
+    python train.py --study placement --seeds 5     runs one; finished arms are not run again
+    python -m results.studies                       lists them
+
+This file adds its lines to the tables ARMS, BASES and SCHEDULES of train.py. A study of your own is a line of
+STUDIES, an arm a line of ARMS. Results are drawn by results/report.py.
+"""
+from dataclasses import dataclass, field, replace
+
+from train import ARMS, BASES, SCHEDULES, STUDIES, Arm, check_name
+
+MAIN = ["target", "target+english", "curriculum", "ema"]
+TARGET, REPLAY = ARMS["target"].curriculum, ARMS["target+english"].curriculum
+
+
+# ------------------------------------------------------------------------------------------------------- arms
+ARMS |= {
+    # what is replayed
+    "english-prose":    Arm("target=rest english-prose=constant(0.2)"),
+    "english-repeats":  Arm("target=rest english-repeats=constant(0.2)"),
+    "english-patterns": Arm("target=rest english-patterns=constant(0.2)"),
+    "other-rules":      Arm("target=rest other-rules=constant(0.2)"),
+    "third-language":   Arm("target=rest third-language=constant(0.2)"),
+    "third-patterns":   Arm("target=rest third-patterns=constant(0.2)"),
+    "english-only":     Arm("english=rest"),
+    # how much of it
+    "english-1":  Arm("target=rest english=constant(0.01)"),
+    "english-5":  Arm("target=rest english=constant(0.05)"),
+    "english-50": Arm("target=rest english=constant(0.5)"),
+    # when: the first three see as much English as the curriculum does
+    "middle":   Arm("target=rest english=window(0.2, 0.45, 0.55)"),
+    "last":     Arm("target=rest english=window(0.2, 0.9, 1)"),
+    "spread":   Arm("target=rest english=constant(0.02)"),
+    "first-5":  Arm("target=rest english=window(0.2, 0, 0.05)"),
+    "first-20": Arm("target=rest english=window(0.2, 0, 0.2)"),
+    "first-40": Arm("target=rest english=window(0.2, 0, 0.4)"),
+    # averages of the weights, and learning rates without an average
+    "low-lr":       Arm(TARGET, lr_scale=0.08),  # at ema_every=1 the same as `ema`, see ema.py
+    "ema-0.8":      Arm(TARGET, ema_alpha=0.8),
+    "ema-every-10": Arm(TARGET, ema_alpha=0.92, ema_every=10),
+    "ema-every-50": Arm(TARGET, ema_alpha=0.92, ema_every=50),
+    "shadow-ema":   Arm(TARGET, ema_alpha=0.992, shadow=True),
+    "flipped-ema":  Arm(TARGET, ema_alpha=-0.08),  # the sign of the authors' released code
+    # what may move
+    "lora-1":           Arm(TARGET, lora_rank=1, lr_scale=4.0, trained="lora_"),
+    "lora-4":           Arm(TARGET, lora_rank=4, lr_scale=4.0, trained="lora_"),
+    "lora-16":          Arm(TARGET, lora_rank=16, lr_scale=2.0, trained="lora_"),
+    "lora-64":          Arm(TARGET, lora_rank=64, lr_scale=2.0, trained="lora_"),
+    "lora-16+wte":      Arm(TARGET, lora_rank=16, trained="lora_|wte"),
+    "l2-1":             Arm(TARGET, l2=1.0),
+    "l2-10":            Arm(TARGET, l2=10.0),
+    "frozen-attention": Arm(TARGET, trained=r"^(?!.*\.attn\.)"),  # all names without .attn. in them
+    "frozen-blocks":    Arm(TARGET, trained=r"wte|wpe|ln_f"),
+}
+SCHEDULES |= {  # of the learning rate: what differs from Settings, where the rate has mostly fallen when the
+    # curriculum's English ends
+    "at-40":    dict(warmup=0.01, lr_until=0.4, lr_floor=0.05),
+    "paper":    dict(warmup=0.1, lr_until=1.0, lr_floor=0.033),
+}
+BASES |= {  # what differs from main's base, which has seen 0.7% of a language with 40% cognates
+    "seen-0.1": dict(base_curriculum="english=rest target=constant(0.001)"),
+    "seen-0.3": dict(base_curriculum="english=rest target=constant(0.003)"),
+    "seen-5":   dict(base_curriculum="english=rest target=constant(0.05)"),
+    "seen-20":  dict(base_curriculum="english=rest target=constant(0.2)"),
+    "small":    dict(n_embd=96),
+    "large":    dict(n_embd=256),
+}
+for name in MAIN:
+    for schedule in ("at-40", "paper"):
+        ARMS[f"{name}-{schedule}"] = replace(ARMS[name], schedule=schedule)
+    for scale in (0.1, 0.2, 0.5, 2):
+        ARMS[f"{name}-lr-{scale}"] = replace(ARMS[name], lr_scale=scale)
+    for base in ("small", "large"):
+        ARMS[f"{base}-{name}"] = replace(ARMS[name], base=base)
+for base in BASES:  # "seen-5" is target from that base, "seen-5+english" target+english
+    if base:
+        ARMS[base] = Arm(TARGET, base=base)
+        ARMS[f"{base}+english"] = Arm(REPLAY, base=base)
+        ARMS[f"{base}-lr-0.1"] = Arm(TARGET, base=base, lr_scale=0.1)
+        ARMS[f"{base}+english-lr-0.1"] = Arm(REPLAY, base=base, lr_scale=0.1)
+
+
+# ---------------------------------------------------------------------------------------------------- studies
+@dataclass(frozen=True)
+class Study:
+    """A question, the arms that answer it, and what its report shows besides the tables of every study."""
+    question: str
+    arms: list
+    pairs: list = ()          # pairs of arms to compare
+    judge: list = ()          # each {arm of a claim: arm in its place}: the claims are judged on these, too
+    judge_best: bool = False  # and on every arm at the rate where its target perplexity is lowest
+    figure: str = ""          # x label ("step", "target perplexity": no x needed); "": a row per arm
+    x: dict = field(default_factory=dict)  # {arm: its place along x}
+    line: list = ()           # one line joins these arms; without it, a line joins the arms of a kind
+
+    def check(self, name):
+        """Raises ValueError if it names an arm that does not exist."""
+        named = [*self.arms, *self.line, *self.x]
+        for pair in self.pairs:
+            named += pair
+        for chosen in self.judge:
+            named += chosen.values()
+        for arm in named:
+            check_name(f"an arm of study {name!r}", arm, ARMS)
+
+
+def against(other, names):
+    """Every arm of names paired with one other."""
+    return [(name, other) for name in names if name != other]
+
+
+def in_place(*names):
+    """{arm of main: the arm in its place}, in the order of MAIN."""
+    return dict(zip(MAIN, names))
+
+
+ENDS = ["", "-at-40", "-paper"]
+RATES = ["-lr-0.1", "-lr-0.2", "-lr-0.5", "", "-lr-2"]
+CONTENT = ("target target+english english-prose english-repeats english-patterns other-rules third-language "
+           "third-patterns english-only").split()
+DOSES = {"target": 0, "english-1": 1, "english-5": 5, "target+english": 20, "english-50": 50}
+WINDOWS = {"target": 0, "first-5": 5, "curriculum": 10, "first-20": 20, "first-40": 40, "target+english": 100}
+PLACES = [*WINDOWS, "middle", "last", "spread"]
+AVERAGES = ("target target+english ema low-lr ema-0.8 target-lr-0.2 ema-every-10 ema-every-50 shadow-ema "
+            "flipped-ema target-lr-0.5").split()
+LIMITS = ("target target+english lora-1 lora-4 lora-16 lora-64 lora-16+wte l2-1 l2-10 frozen-attention "
+          "frozen-blocks").split()
+SEEN = ["seen-0.1", "seen-0.3", "target", "seen-5", "seen-20"]  # the weakest base in the language first
+SIZES = {"small-": 96, "": 128, "large-": 256}                      # n_embd
+STUDIES |= {
+    "main": Study(
+        "Does English in the mixture matter, and do a curriculum or an EMA stand in for it?",
+        MAIN, pairs=[*against("target", MAIN), ("target+english", "ema")], figure="step"),
+    "schedule": Study(
+        "When does a short English curriculum work: must the rate have fallen when English ends?",
+        [name + end for end in ENDS for name in MAIN],
+        pairs=[(name + end, "target" + end) for end in ENDS for name in MAIN[1:]],
+        judge=[in_place(*(name + end for name in MAIN)) for end in ENDS]),
+    "learning-rate": Study(
+        "How much of it does the learning rate decide?",
+        [name + rate for name in MAIN[:3] for rate in RATES],
+        pairs=[(name + rate, "target" + rate) for name in MAIN[1:3] for rate in RATES],
+        judge_best=True, figure="target perplexity"),
+    "replay-content": Study(
+        "Is it English, or the few-shot-like documents in it?", CONTENT, pairs=against("target", CONTENT)),
+    "replay-dose": Study(
+        "How much English is enough?", list(DOSES), pairs=against("target", DOSES),
+        figure="English, % of the tokens", x=DOSES, line=list(DOSES)),
+    "placement": Study(
+        "The same English at another time, and in longer or shorter windows: what does it take?",
+        PLACES, pairs=[*against("target", PLACES), ("curriculum", "middle"), ("curriculum", "last"),
+                       ("spread", "curriculum")],
+        figure="English in the first ... % of the steps\n(right of 10: as much of it, at another time)",
+        x=WINDOWS | {"middle": 12, "last": 14.4, "spread": 17.3}, line=list(WINDOWS)),
+    "averaging": Study(
+        "Does an EMA of the weights do anything that a smaller learning rate does not?", AVERAGES,
+        pairs=[*against("target", AVERAGES), ("ema", "low-lr"), ("ema-0.8", "target-lr-0.2"),
+               ("ema-every-10", "low-lr"), ("ema-every-50", "low-lr")]),
+    "constraints": Study(
+        "Do weights that may not move far keep the ability, and what does it cost?", LIMITS,
+        pairs=against("target", LIMITS), figure="target perplexity"),
+    "languages": Study(
+        "Does English matter more, the less of the language the base has seen?",
+        [seen + english + rate for rate in ("", "-lr-0.1") for seen in SEEN for english in ("", "+english")],
+        pairs=[(f"{seen}+english{rate}", seen + rate) for rate in ("", "-lr-0.1") for seen in SEEN],
+        judge_best=True),
+    "scale": Study(
+        "Do the findings hold for smaller and larger models?", [size + name for size in SIZES for name in MAIN],
+        pairs=[(size + name, f"{size}target") for size in SIZES for name in MAIN[1:]],
+        judge=[in_place(*(size + name for name in MAIN)) for size in SIZES],
+        figure="channels (n_embd)", x={size + name: x for size, x in SIZES.items() for name in MAIN}),
+}
+for name, study in STUDIES.items():
+    study.check(name)
+
+
+if __name__ == "__main__":
+    for name, study in STUDIES.items():
+        print(f"{name:15} {len(study.arms):2} arms  {study.question}")
