@@ -19,6 +19,7 @@ import numpy as np
 from bench import copain_chance
 from data import COPAIN_TASKS, one_line_parser, read_json_lines, refuse, require, write_atomically
 
+
 # ----------------------------------------------------------------------------------------- the log of a study
 class Log:
     """The rows of a study. A run is named by its seed; only runs that finished every arm are compared.
@@ -76,6 +77,7 @@ class Log:
                     for (arm, seed, step), row in self.rows.items() if arm == old}
         return log
 
+
 def read_study(folder):
     """(Log, settings.json as a dict) of a folder. ValueError if they are damaged, or no run has ended."""
     try:
@@ -96,10 +98,12 @@ def read_study(folder):
     require(log.seeds, f"{folder}: no run has finished all of the study's arms: rerun the study to go on")
     return log, info
 
+
 # -------------------------------------------------------------------------------------------------- intervals
 # 97.5% quantiles of Student's t for 1 to 20 degrees of freedom; more count as 20: a bit wider than need be
 T_975 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145,
          2.131, 2.120, 2.110, 2.101, 2.093, 2.086]
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -129,6 +133,7 @@ class Estimate:
         text = f"{self.mean:.{digits}f}"
         return text if self.low == self.high else f"{text} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
+
 # --------------------------------------------------------------------------------------------------- verdicts
 # Written down before the reported runs. "Above", "below" and "within" hold for the whole 95% interval, paired
 # by run; sizes, as of a gap, are those of the mean. te is the arm target+english, t is the arm target.
@@ -143,11 +148,13 @@ RANKS = ["lora-1", "lora-4", "lora-16", "lora-64"]              # C7
 SEEN = ["seen-0.1", "seen-0.3", "target", "seen-5", "seen-20"]  # C8: bases, the weakest in the language first
 C8_ARMS = [base + english for base in SEEN for english in ("", "+english")]
 
+
 def grade(all_of, any_of):
     """Reproduced if every condition of the first list holds, partly if one of the second does."""
     if all(all_of):
         return "reproduced"
     return "partly" if any(any_of) else "not reproduced"
+
 
 def judge_c1(log):
     ppl, verdict = log.ratio("ppl_target"), "inconclusive"
@@ -157,6 +164,7 @@ def judge_c1(log):
     elif ppl.low > PPL_MARGIN or ppl.high < 1 / PPL_MARGIN:
         verdict = "not reproduced"
     return verdict, f"perplexity without / with English {ppl.text(3)}; base / without {learned.text(2)}"
+
 
 def judge_c2(log):
     base, end, gain = log.estimate("target", "gain", 0), log.difference("copain"), log.difference("gain")
@@ -169,6 +177,7 @@ def judge_c2(log):
         f"lowest early Copain without English {worst.text(0)}% of the base's; at the end, with - "
         f"without: Copain {end.text()}, gain from shots {gain.text()} points")
 
+
 def judge_c3(log):
     end, ppl = log.difference("label_target"), log.ratio("label_ppl_target")
     conditions = [end.is_gap(), ppl.low > 1 and ppl.mean >= LABEL_RATIO]
@@ -176,6 +185,7 @@ def judge_c3(log):
     return grade(conditions, conditions), (
         f"label perplexity without / with {ppl.text(2)}; accuracy with - without {end.text()} points (base "
         f"{before.mean:.0f}%, without {without.mean:.0f}%)")
+
 
 def shift_at(log, arm, levels):
     """The L2 shift of each run where its target perplexity first falls to its level. levels: one per run."""
@@ -185,6 +195,7 @@ def shift_at(log, arm, levels):
     for run, level in enumerate(levels):  # np.interp wants rising x: from the last step to the first
         found.append(np.interp(math.log(level), lowest[::-1, run], shift[::-1, run]))
     return np.array(found)
+
 
 def judge_c4(log):
     early = min(step for step in log.steps if step >= log.last / 10)
@@ -196,6 +207,7 @@ def judge_c4(log):
     return grade([further, min(first.mean, final.mean) >= SHIFT_RATIO], [further]), (
         f"L2 shift without / with English {first.text(2)} at step {early}, {final.text(2)} at the end, "
         f"{Estimate.of(equal).text(2)} at equal perplexity")
+
 
 def judge_repair(log, arm):
     """C5 and C6: how much of what English gains does an arm gain without it?"""
@@ -213,6 +225,7 @@ def judge_repair(log, arm):
     return grade(all_of, [max(shares) >= 0.5]), (
         f"points gained, share of the gap: {'; '.join(texts)}; perplexity {arm} / with English {ppl.text(3)}")
 
+
 def judge_c7(log):
     conditions, texts = [], []
     for arm in RANKS:
@@ -220,6 +233,7 @@ def judge_c7(log):
         conditions.append(ppl.low > 1 and ppl.mean >= PPL_MARGIN and shift.high < 1)
         texts.append(f"{arm} {ppl.text(3)}, {shift.text(2)}")
     return grade(conditions, conditions), "perplexity and L2 shift over target's: " + "; ".join(texts)
+
 
 def judge_c8(log):
     weak, strong = (log(f"{x}+english", "label_target") - log(x, "label_target") for x in (SEEN[0], SEEN[-1]))
@@ -265,6 +279,7 @@ CLAIMS = [
           f"inconclusive if te of the weakest ends within {GAP:g} points of chance, or if the interval "
           "allows both")]
 
+
 def verdicts(log, study="main"):
     """A dict per claim of a study: id, claim, criterion, verdict, number. Without its arms it is not run."""
     found = []
@@ -281,6 +296,7 @@ def verdicts(log, study="main"):
                       "number": number})
     return found
 
+
 def headline(claims):
     """What a study's verdicts say, in a line; '' if there are none, or if those on `main` do not say it."""
     if len(claims) == 1:
@@ -293,6 +309,7 @@ def headline(claims):
     remedies = [name for claim, name in (("C5", "a curriculum"), ("C6", "an EMA")) if claim in holds]
     return f"{text}; {' or '.join(remedies)} prevents it" if remedies else text
 
+
 def variants(log, info):
     """{heading: {arm of a claim: arm in its place}}: where a study judges its claims, or main's, again."""
     found = {f"Verdicts on {', '.join(arms.values())}": arms for arms in info["judge"]}
@@ -304,6 +321,7 @@ def variants(log, info):
                 best[name] = min(rates, key=lambda arm: log.estimate(arm, "ppl_target").mean)
         found["Verdicts where each arm has the rate of its lowest target perplexity"] = best
     return found
+
 
 # ----------------------------------------------------------------------------------------------------- tables
 # A new metric is a key of the row that bench.evaluate() returns, with a heading here. It is a percentage, or
@@ -326,6 +344,7 @@ POINTS = {"copain": "Copain, points", "gain": "gain from shots, points", "label_
 SHARES = {"copain": "of Copain's gap", "gain": "of its gap", "label_target": "of the label task's gap"}
 RATIOS = {"ppl_target": "target ppl", "label_ppl_target": "label ppl", "shift_l2": "L2 shift"}
 
+
 def markdown(heading, rows):
     """A table. Columns are padded, up to a width of 40, so that a terminal can show it, too."""
     width = [min(40, max(map(len, column))) for column in zip(heading, *rows)]
@@ -334,10 +353,12 @@ def markdown(heading, rows):
         lines.append("| " + " | ".join(cell.ljust(w) for cell, w in zip(row, width)) + " |")
     return "\n".join(lines)
 
+
 def claims_table(claims, columns, of_run):
     """Claims as verdicts() gives them. columns: {field of a claim: title}; of_run: Log.of_run."""
     shown = [v | {"verdict": f"**{v['verdict']}{of_run}**"} for v in claims]
     return markdown(list(columns.values()), [[v[field] for field in columns] for v in shown])
+
 
 def starts_and_ends(log, arms):
     """{title: (arm, step)}: what the arms started from, then every arm's end. arms: of settings.json."""
@@ -347,6 +368,7 @@ def starts_and_ends(log, arms):
         found.setdefault(start if start == "base" else f"{start}, before", (arm, 0))
     return found | {arm: (arm, log.last) for arm in log.arms}
 
+
 def ends_table(log, arms, headings, most=99):
     """The first `most` metrics of what the arms started from, then of every arm's end."""
     keys, rows = [key for key in headings if log.has(key)][:most], []
@@ -355,6 +377,7 @@ def ends_table(log, arms, headings, most=99):
         for key in keys:
             rows[-1].append(log.estimate(arm, key, step).text(2 if "ppl" in key or "shift" in key else 1))
     return markdown(["arm", *(headings[key] for key in keys)], rows)
+
 
 def pairs_table(log, pairs):
     """Arm against arm at the end. Against a variant of `target`, also the share of English's gain."""
@@ -375,9 +398,11 @@ def pairs_table(log, pairs):
     return markdown(["arms", *(POINTS[key] for key in points), *(f"{RATIOS[key]}, ratio" for key in ratios),
                      *(SHARES[key] for key in shares)], rows)
 
+
 def percents(read, keys, arm, step):
     """Such as "85 / 62": the means of metrics over the runs."""
     return " / ".join(f"{read(arm, key, step).mean():.0f}" for key in keys)
+
 
 def rules_table(log, arms):
     """Percent right of every rule of Copain, with shots and without: before the CPT, and where arms end."""
@@ -387,14 +412,17 @@ def rules_table(log, arms):
         rows.append([rule, *(percents(log, keys, arm, step) for arm, step in columns.values())])
     return markdown(["rule", *columns], rows)
 
+
 def steps_table(log):
     """Copain and the label task at every step that was evaluated."""
     keys = [key for key in ("copain", "label_target") if log.has(key)]
     rows = [[arm, *(percents(log.along, keys, arm, step) for step in log.steps)] for arm in log.arms]
     return markdown(["arm", *map(str, log.steps)], rows)
 
+
 # ----------------------------------------------------------------------------------------------------- report
 SMOKE = "Smoke settings: every stage ran, the numbers mean nothing"
+
 
 def provenance(log, info):
     """Runs, seeds, machines and commits, in a line."""
@@ -406,6 +434,7 @@ def provenance(log, info):
     machines = [m if isinstance(m, str) else f"{m['processor']}, {m['cores']} cores, torch {m['torch']}"
                 for m in info["machines"]]  # a dict only in old results
     return f"{text}; {'; '.join(machines)}, {s['device']}, {s['dtype']}; commit {', '.join(info['commits'])}"
+
 
 def report_text(log, info, claims, interval):
     """report.md as text."""
@@ -451,6 +480,7 @@ def report_text(log, info, claims, interval):
     return "\n\n".join([*text, steps_table(log), "## Arms and settings",
                         f"```json\n{json.dumps({'arms': arms, **info['settings']}, indent=1)}\n```\n"])
 
+
 def report(folder):
     """Writes report.md, summary.json and figure.png into a study's folder, from its settings.json and
     metrics.jsonl alone. Returns the text that ends the study, even if the figure cannot be drawn."""
@@ -481,6 +511,7 @@ def report(folder):
         parts.append("\n".join(found))
     return "\n\n".join([*parts, f"report: {folder / 'report.md'}\nfigure: {figure}"])
 
+
 def findings(results):
     """Claims and verdicts of all studies in a folder (for README), then comparisons (results/README.md)."""
     logs, claims, parts = {}, [], []
@@ -500,6 +531,7 @@ def findings(results):
                                   "number": "measured, mean [95% interval over runs]", "study": "study"}, "")
     return "\n\n".join([table, *parts])
 
+
 # ---------------------------------------------------------------------------------------------------- figures
 PANELS = {"ppl_target": "Target perplexity", "copain": "Copain, %", "gain": "Gain from shots, points",
           "copain_restricted": "Copain, its list only, %", "label_target": "Label task (target), %",
@@ -508,6 +540,7 @@ CHANCE = {"copain": "copying\nan element", "copain_restricted": "chance", "label
 ARM_STYLE = {"target": ("#D55E00", "o"), "target+english": ("#0072B2", "s"), "curriculum": ("#009E73", "^"),
              "ema": ("#CC79A7", "D")}  # colours that colour-blind readers tell apart (Okabe and Ito)
 MORE_COLOURS = ["#332288", "#999933", "#882255", "#888888", "#E69F00", "#56B4E9", "#000000"]
+
 
 def arm_styles(log):
     """{arm: (family, colour, marker)}. Arms of a family, such as target and target-at-40, look alike."""
@@ -524,6 +557,7 @@ def arm_styles(log):
         styles[arm] = (family, *known[family])
     return styles
 
+
 def set_ticks(axis):
     """Three or more labelled ticks: even ones; on a logarithmic axis also 1, 2, 5, 10 ... or powers of 10."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
@@ -532,6 +566,7 @@ def set_ticks(axis):
     if axis.get_scale() == "log" and high > 10 * low:
         locator = LogLocator(subs=(1, 2, 5) if high < 2000 * low else (1,))
     axis.set(major_locator=locator, major_formatter="{x:g}", minor_locator=NullLocator())
+
 
 def start_figure(log, title, notes, keys, height):
     """A figure to be read at 800 pixels of width, and [(axes, metric)]. notes: for the line below title."""
@@ -548,6 +583,7 @@ def start_figure(log, title, notes, keys, height):
     fig.text(0.01, 1 - 0.32 / fig.get_figheight(), "; ".join(notes), fontsize=9, va="top")
     return fig, [(fig.add_subplot(rows, columns, i), key) for i, key in enumerate(keys, 1)]
 
+
 def draw_figure(log, info, path, title):
     """The picture that the study asks for (Study in results/studies.py). title: its message."""
     os.environ["MPLBACKEND"] = "Agg"  # before matplotlib is imported: one from Jupyter may not exist here
@@ -560,6 +596,7 @@ def draw_figure(log, info, path, title):
         draw_along(log, path, title, keys, xs, label, info["line"])
     else:
         draw_ends(log, path, title)
+
 
 def draw_lines(log, path, title, notes, keys, lines, read, label, ticks=()):
     """A panel per metric. lines: [(style, xs, an (arm, step) per x)]. read: log or log.along. label: of x."""
@@ -587,6 +624,7 @@ def draw_lines(log, path, title, notes, keys, lines, read, label, ticks=()):
     fig.legend(handles.values(), handles, loc="outside lower center", ncols=5, fontsize=9)
     write_atomically(path, lambda p: fig.savefig(p, format="png"))
 
+
 def draw_curves(log, path, title):
     """The figure of `main`: every metric along the steps, every arm in a colour of its own."""
     lines = []
@@ -597,6 +635,7 @@ def draw_curves(log, path, title):
     ticks = [0, 1, *(10 ** k for k in range(1, 6) if 2 * 10 ** k < log.last), log.last]
     draw_lines(log, path, title, notes, PANELS, lines, log.along, "step", ticks)
 
+
 def draw_along(log, path, title, keys, xs, label, joined):
     """Ends of arms along xs, {arm: x}. A line joins the arms in `joined`; without any, those of a family."""
     styles, notes = arm_styles(log), [] if joined else ["large marker: the last in the table"]
@@ -606,6 +645,7 @@ def draw_along(log, path, title, keys, xs, label, joined):
                   for style in dict.fromkeys(styles.values())]
     lines = [(style, [xs[arm] for arm in arms], [(arm, log.last) for arm in arms]) for style, arms in groups]
     draw_lines(log, path, title, notes, keys, lines, log, label, [xs[arm] for arm in joined])
+
 
 def draw_ends(log, path, title):
     """The figure of the other studies: an arm a row, with its interval."""
@@ -628,6 +668,7 @@ def draw_ends(log, path, title):
         ax.set_yticks(range(n), log.arms if key == keys[0] else [""] * n)
         set_ticks(ax.xaxis)
     write_atomically(path, lambda p: fig.savefig(p, format="png"))
+
 
 # ----------------------------------------------------------------------------------------------- command line
 if __name__ == "__main__":
