@@ -88,8 +88,6 @@ def setting(default, meaning, low=0, high=10 ** 12, choices=()):
 
 
 ABOVE_ZERO = 1e-12
-DTYPES = ("", "float32", "bfloat16")
-COMPILE_MODES = ("", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 GATE = dict(gain=25.0, label_english=90.0, cloze_english=90.0)  # what a base must reach: points, percent
 
 
@@ -144,9 +142,9 @@ class Settings:
     validation_blocks: int = setting(128, "blocks of validation text for a perplexity", 1)
     # the machine
     device: str = setting("", "cpu or cuda; cuda where it is found", choices=("", "cpu", "cuda"))
-    dtype: str = setting("", "bfloat16 where the hardware has it, else float32", choices=DTYPES)
+    dtype: str = setting("", "bfloat16 if the hardware has it", choices=("", "float32", "bfloat16"))
     processes: int = setting(0, "models trained at once; 0 lets the number of cores or GPUs decide")
-    compile: str = setting("", "mode of torch.compile; not used if not given", choices=COMPILE_MODES)
+    compile: str = setting("", "mode of torch.compile, such as default; not used if not given")
     checkpoint_every: int = setting(250, "steps between two checkpoints", 1)
 
     def check(self):
@@ -160,13 +158,10 @@ class Settings:
                 check_name(f"--{f.name}", value, f.metadata["choices"])
         require(re.fullmatch(r"\w[\w.+-]*", self.name), f"--name is {self.name!r}, expected the name of a "
                                                         "folder under runs/: letters, digits, _ . + -")
-        names = [text.split("=")[0] for text in self.source]
-        for text in self.source:
-            require(re.fullmatch(r"\w[\w+-]*=.+", text) and names.count(text.split("=")[0]) == 1,
-                    f"--source is {text!r}, expected NAME=FOLDER, as in eu=data/eu, and every name once")
-        require("target" not in names[1:] and "english" not in [*names[:1], *names[2:]],
-                "--source: the first plays the role of `target`, the second that of `english`: these names "
-                "can have no other place")
+        good = all(re.fullmatch(r"\w[\w+-]*=.+", text) for text in self.source)
+        require(good and (not self.source or len(self.corpora()) == len(self.source)),
+                f"--source is {self.source}, expected NAME=FOLDER, as in eu=data/eu; every name once, and none "
+                "`target` or `english`, whose roles the first two play")
         GPTConfig(self.vocab_size, self.block_size, self.n_layer, self.n_head, self.n_embd)
         self.world().languages()  # refuses an impossible word order
 
@@ -176,13 +171,13 @@ class Settings:
 
     def corpora(self):
         """{name in the curricula: the Path of a prepared source, or the name of a toy corpus}."""
-        if not self.source:
-            return {name: name for name in SOURCES}
-        pairs, found = [text.split("=", 1) for text in self.source], {}
-        for role, (_, where) in zip(["target", "english", *(name for name, _ in pairs[2:])], pairs):
+        found = {}
+        for i, text in enumerate(self.source):
+            name, where = text.split("=", 1)
             is_toy = where in SOURCES and not Path(where, "manifest.json").exists()
+            role = ("target", "english")[i] if i < 2 else name
             found[role] = where if is_toy else Path(where)
-        return found
+        return found or {name: name for name in SOURCES}
 
     def prepared(self):
         """{name in the curricula: folder} of the sources that `data.py prepare` has made."""
@@ -314,8 +309,8 @@ def train(job, line=0):
         # measure and save
         measure_now = step in job.evaluate_at() and not (rows and rows[-1]["step"] == step)
         if measure_now:
-            row = describe(job, step, lr, losses, tokens)
-            rows.append(row | measure(job, step, model, parts.get("ema"), benchmark, base))
+            row = {"lr": job.lr * lr} | {f"tokens_{name}": n for name, n in tokens.items()}
+            rows.append(row | measure(job, step, losses, model, parts.get("ema"), benchmark, base))
             losses = []
         if step == job.steps or (step > first and step % s.checkpoint_every == 0):
             save(job, tok, step, rows, losses, tokens, parts)
@@ -377,28 +372,22 @@ def look_at(job, step, losses):
     return seen
 
 
-def describe(job, step, lr, losses, tokens):
-    """A row of the log, without its metrics."""
-    s, loss = job.settings, look_at(job, step, losses)[:, 0] if losses else None
-    row = {"arm": job.name, "seed": s.seed, "data_seed": s.data_seed, "bench_seed": s.bench_seed,
-           "step": step, "lr": job.lr * lr, "commit": code_version(), "machine": machine(s.device)}
-    if losses:
-        row |= {"train_loss": loss.mean().item(), "train_loss_max": loss.max().item()}
-    return row | {f"tokens_{name}": n for name, n in tokens.items()}
-
-
-def measure(job, step, model, ema, benchmark, base):
-    """The metrics of a row: of the model with LoRA merged, or of the average of a shadow EMA. Under torchrun
-    the first process alone measures."""
+def measure(job, step, losses, model, ema, benchmark, base):
+    """A row of the log: where it comes from, the losses since the last row, and the metrics of the model with
+    LoRA merged, or of the average of a shadow EMA. Under torchrun the first process alone has the metrics."""
     s, arm = job.settings, job.arm
+    row = {"arm": job.name, "seed": s.seed, "data_seed": s.data_seed, "bench_seed": s.bench_seed,
+           "step": step, "commit": code_version(), "machine": machine(s.device)}
+    if losses:
+        seen = look_at(job, step, losses)[:, 0]
+        row |= {"train_loss": seen.mean().item(), "train_loss_max": seen.max().item()}
     if rank_and_world()[0] > 0:
-        return {}
+        return row
     names = [name for name in ("english", "target") if name in s.corpora()]
-    validation = open_data(job, "val", names, benchmark.tok)
+    validation, ends = open_data(job, "val", names, benchmark.tok), step in (0, job.steps)
     with ema.applied() if arm.shadow else contextlib.nullcontext():
         whole = merge_lora(model) if arm.lora_rank else model
-        ends = step in (0, job.steps)
-        return bench.evaluate(whole, benchmark, validation, base, s.validation_blocks, full=ends)
+        return row | bench.evaluate(whole, benchmark, validation, base, s.validation_blocks, full=ends)
 
 
 def progress_bar(job, first, line):
@@ -506,10 +495,8 @@ def make_job(study, i, name):
 
 def check_job(job):
     """Raises ValueError if a job asks for what cannot be run, or if its checkpoint has other settings."""
-    arm, curriculum = job.arm, Curriculum(job.arm.curriculum)
+    curriculum = Curriculum(job.arm.curriculum)
     job.settings.check()
-    require(-1 <= arm.ema_alpha <= 1 <= arm.ema_every and min(arm.lora_rank, arm.l2) >= 0,
-            f"arm {job.name!r} has a value out of its range: {arm}")
     parts = rank_and_world()[1] * job.settings.accumulate
     require(job.batch_size % parts == 0, f"a batch of {job.batch_size} rows cannot be cut into {parts} "
                                                    "equal parts, --accumulate for each process")
@@ -539,8 +526,6 @@ def make_model(job, tok):
         add_lora(model, job.arm.lora_rank)
     for name, p in model.named_parameters():
         p.requires_grad_(bool(re.search(job.arm.trained, name)))
-    require(any(p.requires_grad for p in model.parameters()),
-            f"no parameter has a name in which {job.arm.trained!r} is found")
     return model.to(s.device), base
 
 
@@ -583,10 +568,9 @@ def shared_tokenizer(s):
         found[s.init] = Tokenizer.from_json(load_checkpoint(s.init)["tokenizer"])
     elif s.init and Path(s.init, "merges.txt").exists():
         found[s.init] = load_tokenizer(s.init)
-    for where, tok in found.items():
-        first, shared = next(iter(found.items()))
-        require(tok.to_json() == shared.to_json(), f"{where} and {first} have different tokenizers: prepare "
-                                                   "the sources again with the same --tokenizer FOLDER")
+    different = len({tok.to_json() for tok in found.values()}) > 1
+    require(not different, f"{' and '.join(found)} have different tokenizers: prepare the sources again with "
+                           "the same --tokenizer FOLDER")
     return next(iter(found.values()), None)
 
 
@@ -644,11 +628,8 @@ def contents(s):
 
 @functools.cache
 def content_hash(path):
-    """The hash of a file, or of the weights in a folder."""
-    parts = [path]
-    if Path(path).is_dir():
-        parts = sorted(file for file in Path(path).glob("*model*") if file.is_file())
-    return " ".join(sha256(part)[:16] for part in parts)
+    """The hash of a file; of a folder, of the weights in it."""
+    return " ".join(sha256(file) for file in sorted(Path(path).glob("*model*")) or [path])[:64]
 
 
 @functools.cache
@@ -665,8 +646,9 @@ def machine(device):
     name = f"CPU with {torch.backends.cpu.get_cpu_capability()}"
     if device == "cuda":
         name = torch.cuda.get_device_name()
-    elif cpu := re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()):
-        name = name.replace("CPU", cpu[1])
+    elif Path("/proc/cpuinfo").exists():
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        name = name.replace("CPU", found[1]) if found else name
     return f"{name}, {os.cpu_count()} cores, torch {torch.__version__}"
 
 
@@ -823,18 +805,18 @@ def study(s):
         return train_with_ranks(jobs)
     import fcntl  # here, because Windows has none
     run.mkdir(parents=True, exist_ok=True)
-    with open(run / ".lock", "a") as file:  # it is locked until this process ends, for whatever reason
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{run} is in use by another process: wait, or choose another --name") from None
-        names = ", ".join(dict.fromkeys(job.name for job in jobs))
-        print(f"study {s.study}, {s.seeds} x {names}\n{s.dtype}, {machine(s.device)}", flush=True)
-        if dist.is_initialized():
-            return finish(s, jobs, train_with_ranks(jobs))
-        gpus, cores = max(1, torch.cuda.device_count()), torch.get_num_threads()
-        most = cores if s.device == "cpu" else min(cores, 8 * gpus)  # processes on one GPU share its memory
-        finish(s, jobs, run_jobs(jobs, s.processes or most, gpus))
+    file = open(run / ".lock", "a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process ends, for whatever reason
+    except BlockingIOError:
+        raise ValueError(f"{run} is in use by another process: wait, or choose another --name") from None
+    names = ", ".join(dict.fromkeys(job.name for job in jobs))
+    print(f"study {s.study}, {s.seeds} x {names}\n{s.dtype}, {machine(s.device)}", flush=True)
+    if dist.is_initialized():
+        return finish(s, jobs, train_with_ranks(jobs))
+    gpus, cores = max(1, torch.cuda.device_count()), torch.get_num_threads()
+    most = cores if s.device == "cpu" else min(cores, 8 * gpus)  # processes on one GPU share its memory
+    finish(s, jobs, run_jobs(jobs, s.processes or most, gpus))
 
 
 # ----------------------------------------------------------------------------------------------- command line
