@@ -88,6 +88,7 @@ def setting(default, meaning, low=0, high=10 ** 12, choices=()):
 
 
 ABOVE_ZERO = 1e-12
+COMPILE_MODES = ("", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 GATE = dict(gain=25.0, label_english=90.0, cloze_english=90.0)  # what a base must reach: points, percent
 
 
@@ -144,7 +145,7 @@ class Settings:
     device: str = setting("", "cpu or cuda; cuda where it is found", choices=("", "cpu", "cuda"))
     dtype: str = setting("", "bfloat16 if the hardware has it", choices=("", "float32", "bfloat16"))
     processes: int = setting(0, "models trained at once; 0 lets the number of cores or GPUs decide")
-    compile: str = setting("", "mode of torch.compile, such as default; not used if not given")
+    compile: str = setting("", "mode of torch.compile; not used if not given", choices=COMPILE_MODES)
     checkpoint_every: int = setting(250, "steps between two checkpoints", 1)
 
     def check(self):
@@ -160,7 +161,7 @@ class Settings:
                                                         "folder under runs/: letters, digits, _ . + -")
         good = all(re.fullmatch(r"\w[\w+-]*=.+", text) for text in self.source)
         require(good and (not self.source or len(self.corpora()) == len(self.source)),
-                f"--source is {self.source}, expected NAME=FOLDER, as in eu=data/eu; every name once, and none "
+                f"--source is {self.source}, expected NAME=FOLDER, as in eu=data/eu; every name once, and not "
                 "`target` or `english`, whose roles the first two play")
         GPTConfig(self.vocab_size, self.block_size, self.n_layer, self.n_head, self.n_embd)
         self.world().languages()  # refuses an impossible word order
