@@ -178,7 +178,7 @@ def test_answers_and_scores_do_not_depend_on_what_shares_the_batch(tok):
 
 def test_choice_logprobs_are_the_summed_log_probabilities_by_hand(tok):
     model = random_gpt(tok)
-    prompts, choices = [[5, 6, 7], [8]], [[[1], [2], [3, 4, 9]], [[3, 1], [3, 2]]]
+    prompts, choices = [[5, 6, 7], [8]], [[[1], [2], [3, 4, 9]], [[3, 1], [3, 2], [3, 1, 7]]]
     for prompt, some, scores in zip(prompts, choices, choice_logprobs(model, prompts, choices)):
         for choice, score in zip(some, scores):
             idx = torch.tensor([prompt + choice])
@@ -232,7 +232,7 @@ def test_rows_have_the_same_items_at_every_step_and_are_in_float32_under_autocas
     with torch.autocast("cpu", torch.bfloat16):
         middle = evaluate(gpt, b, ids, before, 7, full=False)
     end = evaluate(gpt, b, ids, before, 7)
-    assert middle == {key: end[key] for key in middle}
+    assert middle == {key: end[key] for key in middle} == middle | b(gpt, full=False)
     assert {"ppl_target", "copain", "copain_tasks", "copain_restricted", "copain_not_in_list", "gain", "five",
             "copain_wrong_element", "copain_zero-shot", "label_target", "label_ppl_target"} <= set(middle)
     assert set(end) - set(middle) == {
