@@ -20,7 +20,6 @@ import heapq
 import io
 import json
 import os
-import shutil
 import sys
 import zlib
 from collections import Counter, defaultdict
@@ -421,11 +420,8 @@ def write_atomically(path, write):
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as e:
-        reason = getattr(e, "strerror", None) or e
-        if reason is e and shutil.disk_usage(path.parent).free < 1 << 24:
-            reason = "the disk is full"  # NumPy and torch do not say it
-        raise OSError(f"{path} cannot be written: {reason}") from None
+    except (OSError, RuntimeError) as e:  # NumPy and torch do not tell what the system said
+        raise OSError(f"{path} cannot be written ({e}): is the disk full?") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -504,26 +500,22 @@ def published_tokenizer(folder):
 
 
 # -------------------------------------------------------------------------------------------------- real text
-def find_texts(paths):
-    """The files that are named, and those below the named folders that may hold text, each real file once.
-    Also a Counter of the others, by the reason why they are passed over."""
-    found, others = {}, Counter()  # found: {real path: path}, folders too
-    stack = [(Path(path), True) for path in reversed(paths)]
-    while stack:
-        path, is_named = stack.pop()
-        is_hidden = path.name.startswith(".") and not is_named
-        require(is_hidden or path.exists(), f"{path} does not exist, or is a broken link")
-        if is_hidden:
+def find_texts(paths, found, others, are_named=True):
+    """Adds {real path: path} to found: the files and folders that are named, and below the folders the files
+    that may hold text. Counts in others why the rest is passed over. A link's target is taken once."""
+    for path in paths:
+        if path.name.startswith(".") and not are_named:
             others["hidden"] += 1
-        elif path.is_file() and not is_named and not regex.search(TEXT_FILE, path.name):
+        elif not path.exists():
+            raise ValueError(f"{path} does not exist, or is a broken link")
+        elif path.is_file() and not are_named and not regex.search(TEXT_FILE, path.name):
             others["of another kind"] += 1
         elif path.resolve() in found:
             others["met before"] += 1
         else:
             found[path.resolve()] = path
             if path.is_dir():
-                stack += [(inside, False) for inside in sorted(path.iterdir(), reverse=True)]
-    return [path for path in found.values() if path.is_file()], others
+                find_texts(sorted(path.iterdir()), found, others, are_named=False)
 
 
 def read_documents(path, field="text", errors="strict", skip_null=False):
@@ -561,20 +553,22 @@ def prepare(name, paths, out="data", field="text", tokenizer="gpt2", vocab_size=
     final, part = Path(out) / name, Path(out) / f"{name}.part"
     require(not final.exists(), f"{final} is there already: choose another --name")
     require(0 < val < 1, f"--val is {val}, expected a share between 0 and 1")
-    files, others = find_texts(paths)
+    found, others = {}, Counter()
+    find_texts(map(Path, paths), found, others)
+    files = [path for path in found.values() if path.is_file()]
     reasons = ", ".join(f"{n} {reason}" for reason, n in others.items())
     print(f"{len(files)} files taken; passed over: {reasons or 'none'}")
     read = partial(read_documents, field=field, errors=errors, skip_null=skip_null)
     empty = [str(file) for file in files if not any(read(file))]  # a wrong --field is found here, too
     require(files and not empty, f"no text in {', '.join(empty or map(str, paths))}")
     if tokenizer == "bpe":
-        n = max(1, 20_000 // len(files))
-        sample = [text[:2000] for file in files for text in islice(read(file), n)]
+        each = 1 + 20_000 // len(files)
+        sample = [text[:2000] for file in files for text in islice(read(file), each)]
         tok = Tokenizer(train_bpe(sample, vocab_size))
     else:
         tok = load_tokenizer(tokenizer)
     documents = chain.from_iterable(map(read, files))
-    n_documents, tokens, digest = 0, {"train": 0, "val": 0}, hashlib.sha256()
+    tokens, digest = {"train": 0, "val": 0}, hashlib.sha256()
     part.mkdir(parents=True, exist_ok=True)
     with open(part / "train.bin", "wb") as train_file, open(part / "val.bin", "wb") as val_file, \
             tqdm(unit=" documents") as bar:
@@ -588,10 +582,9 @@ def prepare(name, paths, out="data", field="text", tokenizer="gpt2", vocab_size=
             digest.update(ids["train"])
             val_file.write(ids["val"])
             tokens = {side: n + len(ids[side]) for side, n in tokens.items()}
-            n_documents += len(batch)
             bar.update(len(batch))
     (part / "tokenizer.json").write_text(tok.to_json())
-    manifest = dict(name=name, documents=n_documents, tokens=tokens, val=val, dtype=tok.dtype.name,
+    manifest = dict(name=name, documents=bar.n, tokens=tokens, val=val, dtype=tok.dtype.name,
                     vocab_size=tok.vocab_size, tokenizer_sha256=sha256(part / "tokenizer.json"),
                     sha256=digest.hexdigest(), files=[str(file) for file in files], passed_over=others)
     (part / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
@@ -620,8 +613,7 @@ def load_manifest(folder, block_size):
 
 
 def held_out_overlap(a, b):
-    """How many validation documents of the prepared source a are training documents of b. The two have one
-    tokenizer, so equal documents are equal ids."""
+    """How many held-out documents of the prepared source a are trained on in b, which has its tokenizer."""
     tok = load_tokenizer(a)
 
     def documents(file):
@@ -671,8 +663,7 @@ def main():
     flag("--field", help="of a JSON line that holds the text, by default text")
     flag("--tokenizer", help="gpt2 (the default), bpe (of these files) or a folder with one")
     flag("--vocab_size", type=int, help="of --tokenizer bpe, at most; by default 8192")
-    flag("--val", type=float, help="share of documents held out for validation, by default 0.005; take the "
-         "same for all sources, else one may train on what another holds out")
+    flag("--val", type=float, help="share of held-out documents, the same for all sources; by default 0.005")
     flag("--errors", choices=["strict", "replace"], help="on invalid UTF-8, by default strict")
     flag("--skip_null", action="store_true", help="leave out JSON lines whose field holds null")
     words = sys.argv[1:]
