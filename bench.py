@@ -5,9 +5,9 @@ shots. It measures in-context learning (ICL) alone: no word of any language occu
 kind of a noun by a letter: it needs ICL and the meaning of words. The cloze task asks which of four ends a
 sentence has: it needs no ICL. Both are asked in the target language and in English.
 
-    python bench.py --show                                          prints every kind of prompt
-    python bench.py runs/laptop/seed3000/ema.pt                     benchmarks a checkpoint
-    python bench.py runs/laptop/seed3000/ema.pt --sample "the dog"  prints documents that begin so
+    python bench.py --show                       prints every kind of prompt
+    python bench.py runs/laptop/seed3000/ema.pt  benchmarks a checkpoint
+    python bench.py EMA.pt --sample "the dog"    prints documents that begin so
     python bench.py gpt2/ --copain CoPain/ --task belebele_eu.jsonl --shots 5    a model on benchmark files
 """
 import functools
@@ -15,20 +15,19 @@ import itertools
 import math
 import sys
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import torch
 
-from data import (ADJECTIVES, CATEGORIES, COPAIN_TASKS, HELD_OUT_FORMAT, HELD_OUT_RULE, LETTERS, NOUNS, VERBS,
-                  Tokenizer, World, draw_list, is_reserved, label_lines, list_line, load_tokenizer,
-                  noun_phrase, one_line_parser, prose, read_json_lines, refuse, require)
+from data import (ADJECTIVES, CATEGORIES, COPAIN_TASKS, EOT, HELD_OUT_FORMAT, HELD_OUT_RULE, LETTERS, NOUNS,
+                  VERBS, Tokenizer, World, draw_list, is_reserved, list_line, load_tokenizer,
+                  noun_phrase, one_line_parser, read_json_lines, refuse, require)
 from model import load_checkpoint, load_gpt2, model_from_checkpoint
 
-# The two odd-one-out rules need no shots: four integers with one odd one among them say what is asked. The
-# others are `five` in the log.
+# The two odd-one-out rules need no shots: four integers with one odd one among them say what is asked.
 SHOT_RULES = [task for task in COPAIN_TASKS if not task.endswith("_group")]
 
 
@@ -37,82 +36,84 @@ def copain_chance(tasks=COPAIN_TASKS):
     return 100 * float(np.mean([1 / 4 if task.endswith("_group") else 1 / 3 for task in tasks]))
 
 
-# ------------------------------------------------------------------------------------------------------ items
+# ------------------------------------------------------- items
 @dataclass(frozen=True)
 class Item:
-    """One question with its texts. `zero_shot` is the prompt without its examples; in `shuffled` the examples
-    have wrong answers, so that they teach the format and not the rule."""
+    """A question, the choices of its answer, and the examples (shots) that stand before it."""
     task: str
-    prompt: str
+    question: str
     answer: str
-    choices: tuple     # one of them is the answer
-    zero_shot: str = ""
-    shuffled: str = ""
+    choices: tuple       # texts; one of them is the answer
+    between: str = "\n"  # stands between the shots
+    shots: tuple = ()    # items, whose answers are shown
+
+    def text(self, form="prompt"):
+        """What a model reads: the shots and the question. In the form `zero_shot`, the question alone. In
+        `shuffled`, the shots have wrong answers, which teach the format and not the rule: other choices, or,
+        if all have the same choices, the right answers in another order."""
+        shots = () if form == "zero_shot" else self.shots
+        answers = [shot.answer for shot in shots]
+        if form == "shuffled":
+            rng = Random(self.text())
+            if len(shots) > 1 and len({shot.choices for shot in shots}) == 1:
+                answers = rng.sample(answers, len(answers))
+            else:
+                answers = [rng.choice([x for x in shot.choices if x != shot.answer]) for shot in shots]
+        shown = [f"{shot.question} {answer}" for shot, answer in zip(shots, answers)]
+        return self.between.join([*shown, self.question])
 
 
-def list_item(task, shots, elements, answer):
-    """A Copain item. shots: a list of (elements, answer); elements: a list of strings."""
-    def text(shots):
-        return "\n".join(list_line(xs, x, HELD_OUT_FORMAT) for xs, x in [*shots, (elements, "")])
-
-    rng = Random(text(shots))
-    wrong = [(xs, rng.choice([x for x in xs if x != right])) for xs, right in shots]
-    return Item(task, text(shots), answer, tuple(elements), text([]), text(wrong))
+def label_item(task, word, letter, letters):
+    separator, arrow = HELD_OUT_FORMAT
+    return Item(task, f" {word}{arrow}", letter, tuple(letters), separator)
 
 
 def copain_items(world, n_per_task=150, n_shots=3, seed=0, tasks=COPAIN_TASKS):
-    """Items of list rules, by default Copain's seven. Every list is from the reserve that training never
-    draws from (data.is_reserved)."""
+    """Items of list rules, by default Copain's seven. Each list is reserved in every order of its elements,
+    so training draws it in none. No two lists of a prompt have the same elements."""
     items = {}
     for task in tasks:
         rng, wanted = Random(f"copain/{task}/{seed}"), len(items) + n_per_task
         while len(items) < wanted:
-            lines = []
+            lines = {}  # {sorted elements: item}
             while len(lines) <= n_shots:
                 elements, answer = draw_list(rng, task, world.max_integer)
-                if is_reserved(elements) and (elements, answer) not in lines:
-                    lines.append((elements, answer))
-            item = list_item(task, lines[:-1], *lines[-1])
-            items[task, item.prompt] = item  # one that is drawn twice counts once
+                if all(is_reserved(order) for order in itertools.permutations(elements)):
+                    item = Item(task, list_line(elements, "", HELD_OUT_FORMAT), answer, tuple(elements))
+                    lines.setdefault(tuple(sorted(elements)), item)
+            *shots, item = lines.values()
+            item = replace(item, shots=tuple(shots))
+            items[task, item.text()] = item  # one that is drawn twice counts once
     return list(items.values())
 
 
 def recall_items(n_items=150, n_shots=6, seed=0):
-    """The recall probe: English nouns, each with a letter of its own; the query is one of the shots. A model
-    only has to look it up there (induction)."""
+    """The recall probe: nouns, each with a letter of its own; the question is one of the shots."""
     rng, items, nouns = Random(f"recall/{seed}"), [], [n for c in CATEGORIES for n in NOUNS[c]]
     for _ in range(n_items):
         words, letters = rng.sample(nouns, n_shots), rng.sample(LETTERS, n_shots)
-        k = rng.randrange(n_shots)
-        prompt = label_lines([*zip(words, letters), (words[k], "")], HELD_OUT_FORMAT).rstrip(" ")
-        items.append(Item("recall", prompt, letters[k], tuple(letters)))
+        shots = [label_item("recall", word, letter, letters) for word, letter in zip(words, letters)]
+        items.append(replace(rng.choice(shots), shots=tuple(shots)))
     return items
 
 
 def label_items(lang, target, n_items=300, n_shots=6, seed=0):
     """The label task in `lang`, without cognates of `target`: the same in any language, translated."""
-    rng, items = Random(f"labels/{seed}"), []
-    nouns = target.own_nouns()
+    rng, items, nouns = Random(f"labels/{seed}"), [], target.own_nouns()
     for _ in range(n_items):
         letter = dict(zip(rng.sample(CATEGORIES, 2), rng.sample(LETTERS, 2)))
         kinds = rng.sample(list(letter) * (n_shots // 2), n_shots) + [rng.choice(list(letter))]
-        unused = {c: iter(rng.sample(nouns[c], n_shots // 2 + 1)) for c in letter}
-        words = [lang.words[next(unused[c])] for c in kinds]
-        *answers, answer = [letter[c] for c in kinds]
-
-        def text(words, answers):
-            return label_lines(zip(words, [*answers, ""]), HELD_OUT_FORMAT).rstrip(" ")
-
-        prompt = text(words, answers)
-        shuffled = text(words, Random(prompt).sample(answers, n_shots))
-        items.append(Item("label", prompt, answer, tuple(letter.values()), text(words[-1:], []), shuffled))
+        rest = {c: iter(rng.sample(nouns[c], n_shots // 2 + 1)) for c in letter}
+        *shots, item = [label_item("label", lang.words[next(rest[c])], letter[c], letter.values())
+                        for c in kinds]
+        items.append(replace(item, shots=tuple(shots)))
     return items
 
 
 def cloze_items(lang, target, n_items=200, seed=0):
     """The cloze task in `lang`, without cognates of `target`. Subject and verb admit one of four objects."""
-    rng, items, (before, after) = Random(f"cloze/{seed}"), [], lang.order.split("O")
-    nouns = target.own_nouns()
+    rng, items, nouns = Random(f"cloze/{seed}"), [], target.own_nouns()
+    before, after = lang.order.split("O")
     for _ in range(n_items):
         s, o = rng.choice(CATEGORIES), rng.choice(CATEGORIES)
         part = {"S": noun_phrase(lang, rng.choice(nouns[s]), ending=lang.determiner),
@@ -126,41 +127,42 @@ def cloze_items(lang, target, n_items=200, seed=0):
     return items
 
 
-def add_shots(file, rows, n_shots):
-    """[(row, its examples: the rows after it, around the file's end)]."""
-    require(0 <= n_shots < len(rows),
-            f"--shots is {n_shots}, expected 0 or more, and fewer than the {len(rows)} rows of {file}")
-    return [(row, (rows + rows)[i:i + n_shots]) for i, row in enumerate(rows, 1)]
+def add_shots(file, items, n_shots):
+    """Items with shots, from pairs (what is asked, item). The shots are the next items, around the file's
+    end, that ask something else than it and than each other."""
+    different = dict(items)
+    require(0 <= n_shots < len(different), f"--shots is {n_shots}, expected 0 or more, and fewer than the "
+                                           f"{len(different)} different questions of {file}")
+    circle = tuple(different.values()) * 2
+    after = {asked: i for i, asked in enumerate(different, 1)}
+    return [replace(item, shots=circle[after[asked]:after[asked] + n_shots]) for asked, item in items]
 
 
 def read_copain(path, n_shots=3):
-    """Items of Copain as its authors publish it: JSON lines in TASK.jsonl or TASK/test.jsonl, each with one
-    list of elements and a `target`, one of them. path: such a file, or a folder of them."""
-    path, items = Path(path), []
+    """Items of Copain as published: JSON lines in TASK.jsonl or TASK/test.jsonl, each with one list and a
+    `target`, one of its elements. path: a file or a folder. Lists in another order ask the same."""
+    path, found = Path(path), []
     for file in sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]:
-        rows, skipped = [], 0
+        task, items = file.parent.name if file.stem in ("test", "data") else file.stem, []
         for where, row in read_json_lines(file):
-            lists = [value for value in row.values() if isinstance(value, list)]
-            good = len(lists) == 1 and len(lists[0]) > 1 and all(isinstance(x, (str, int)) for x in lists[0])
-            require(good, f"{where}: expected one list of two or more words or integers, found {lists}")
+            lists = [x for x in row.values() if isinstance(x, list)]
+            good = len(lists) == 1 and all(isinstance(x, (str, int)) for x in lists[0])
+            good = good and len(set(lists[0])) > 1
+            require(good, f"{where}: expected one list of different words or integers, found {lists}")
             elements, target = [str(x).strip() for x in lists[0]], str(row.get("target")).strip()
-            require("target" in row and target in elements,
-                    f"{where}: the target is {row.get('target')!r}, expected one element of {elements}")
-            if elements.count(target) == 1:
-                rows.append((elements, target))
-            else:
-                skipped += 1
-        if skipped:
-            print(f"{file}: rows skipped because their list repeats the target: {skipped}", file=sys.stderr)
-        task = file.parent.name if file.stem in ("test", "data") else file.stem
-        items += [list_item(task, shots, *row) for row, shots in add_shots(file, rows, n_shots)]
-    require(items, f"{path} holds no .jsonl file")
-    return items
+            require(target in elements, f"{where}: the target is {target!r}, expected one of {elements}")
+            choices = tuple(dict.fromkeys(elements))  # a list may repeat an element
+            item = Item(task, list_line(elements, "", HELD_OUT_FORMAT), target, choices)
+            items.append((tuple(sorted(elements)), item))
+        found += add_shots(file, items, n_shots)
+    require(found, f"{path} holds no .jsonl file")
+    return found
 
 
-def read_choices(path, n_shots=0):
-    """Items from JSON lines with `context`, `choices` (texts) and `label` (the number of the right one)."""
-    rows, items = [], []
+def read_choices(path, n_shots=5):
+    """Items from JSON lines with `context`, `choices` (texts) and `label` (the number of the right one).
+    Contexts that differ in white space alone ask the same."""
+    items = []
     for where, row in read_json_lines(path):
         context, choices, label = row.get("context"), row.get("choices"), row.get("label")
         good = isinstance(context, str) and context.strip()
@@ -170,29 +172,66 @@ def read_choices(path, n_shots=0):
                 f"{where}: `choices` is {choices!r}, expected two or more different texts")
         require(type(label) is int and 0 <= label < len(choices),  # True is no label
                 f"{where}: `label` is {label!r}, expected a number from 0 to {len(choices) - 1}")
-        rows.append((context.rstrip(), [c.strip() for c in choices], choices[label].strip()))
-    for (context, choices, answer), shots in add_shots(path, rows, n_shots):
-        answers = [right for _, _, right in shots]
-
-        def text(answers):
-            return "\n\n".join([*(f"{shot[0]} {a}" for shot, a in zip(shots, answers)), context])
-
-        shuffled = Random(text(answers)).sample(answers, n_shots)
-        items.append(Item(str(path), text(answers), answer, tuple(choices), context, text(shuffled)))
-    return items
+        choices = tuple(c.strip() for c in choices)
+        item = Item(str(path), context.rstrip(), choices[label], choices, "\n\n")
+        items.append((" ".join(context.split()), item))
+    return add_shots(path, items, n_shots)
 
 
-# ---------------------------------------------------------------------------------------------------- scoring
-@functools.lru_cache(maxsize=1 << 16)
-def encode_item(tok, item, form="prompt", longest=None):
-    """(prompt, its choices) as token ids: encoded jointly, then split, as a model sees them in training. The
-    prompt loses its beginning if they do not fit into `longest` tokens. form: a field of Item."""
-    text = getattr(item, form)
+def occurrences(items, tok, sources, window=12, piece=1 << 20):
+    """{name: how many of the items' questions occur in that source}; sources: {name: array of token ids}.
+    Looked for, by a hash, are the `window` tokens in the middle of a question, or all of a shorter one."""
+    factors = np.random.default_rng(0).integers(1 << 63, size=window, dtype=np.uint64)
+    asked, counts = defaultdict(list), {}  # asked: {n: hashes of n tokens}, one for each question
+    for item in items:
+        ids = tok.encode(f" {item.question}")  # as inside a document
+        n = min(window, len(ids))
+        middle = np.array(ids[(len(ids) - n) // 2:][:n], dtype=np.uint64)
+        asked[n].append(int(middle @ factors[:n]))  # modulo 2^64
+    for name, source in sources.items():
+        counts[name] = 0
+        for n, hashes in asked.items():
+            found = set()
+            for start in range(0, len(source) - n + 1, piece):  # a source may be larger than memory
+                ids = np.asarray(source[start:start + piece + n - 1], dtype=np.uint64)
+                rows = np.lib.stride_tricks.sliding_window_view(ids, n)  # (piece, n)
+                found.update(set(hashes).intersection((rows @ factors[:n]).tolist()))
+            counts[name] += sum(x in found for x in hashes)
+    return counts
+
+
+# ----------------------------------------------------- scoring
+@functools.lru_cache(maxsize=1 << 14)
+def encode_item(tok, item, form="prompt"):
+    """(prompt, choices) as token ids: encoded jointly, then split, as a model sees them in training."""
+    text = item.text(form)
     ids = tok.encode(text)
-    choices = [tok.encode(f"{text} {choice}")[len(ids):] for choice in item.choices]
-    if longest:
-        ids = ids[max(0, len(ids) + 1 + max(map(len, choices)) - longest):]
-    return [tok.eot, *ids], choices
+    return [tok.eot, *ids], [tok.encode(f"{text} {choice}")[len(ids):] for choice in item.choices]
+
+
+def fit(tok, items, longest):
+    """(the items as they fit into a context of `longest` tokens, {"lost_shots": how many of them lose shots,
+    "cut": how many a part of their question}). Whole shots are dropped, from the left; only a question that
+    does not fit alone loses its beginning. ValueError if choices do not fit."""
+    fitting, lost = [], {"lost_shots": 0, "cut": 0}
+    for whole in items:
+        item = whole
+        while longest:
+            prompt, choices = encode_item(tok, item)
+            excess = len(prompt) + max(map(len, choices)) - longest
+            if excess <= 0:
+                break
+            if item.shots:
+                item = replace(item, shots=item.shots[1:])
+            else:
+                question = tok.decode(prompt[1 + excess:]).lstrip("\ufffd")  # half a letter
+                require(question, f"{item.task}: {longest} tokens cannot hold the choices of "
+                                  f"{whole.question[:40]!r}: leave it out, or take a longer context")
+                item = replace(item, question=question)
+        fitting.append(item)
+        lost["lost_shots"] += len(item.shots) < len(whole.shots)
+        lost["cut"] += item.question != whole.question
+    return fitting, lost
 
 
 def by_length(model, rows):
@@ -201,9 +240,9 @@ def by_length(model, rows):
     for i, row in enumerate(rows):
         groups[len(row)].append(i)
     for length, group in groups.items():
-        size = max(1, min(4096, (1 << 25) // model.config.vocab_size) // length)  # logits of 128 MB at most
-        for start in range(0, len(group), size):
-            chunk = group[start:start + size]
+        size = max(1, 2048 // length)  # tokens at a time
+        for k in range(0, len(group), size):
+            chunk = group[k:k + size]
             yield chunk, torch.tensor([rows[i] for i in chunk], device=device)
 
 
@@ -211,16 +250,15 @@ def by_length(model, rows):
 def greedy_answers(model, tok, prompts, max_new_tokens):
     """Greedy answers to prompts (lists of token ids) up to the end of a line; None where none ends."""
     ends = {i for token, i in tok.ranks.items() if b"\n" in token} | {tok.eot}
-    said, unfinished, answers = [[] for _ in prompts], list(range(len(prompts))), [None] * len(prompts)
-    T = model.config.block_size
+    rows, answers = [list(prompt) for prompt in prompts], [None] * len(prompts)
     for _ in range(max_new_tokens):
-        for chunk, idx in by_length(model, [(prompts[i] + said[i])[-T:] for i in unfinished]):
-            for k, token in zip(chunk, model(idx)[0].argmax(-1).tolist()):            # logits (B, V)
-                said[unfinished[k]].append(token)
-        for i in unfinished:
-            if said[i][-1] in ends:
-                answers[i] = tok.decode(said[i][:-1]).strip()
-        unfinished = [i for i in unfinished if answers[i] is None]
+        unfinished = [i for i, answer in enumerate(answers) if answer is None]
+        for chunk, idx in by_length(model, [rows[i][-model.config.block_size:] for i in unfinished]):
+            for k, token in zip(chunk, model(idx)[0].argmax(-1).tolist()):  # logits (B, V)
+                i = unfinished[k]
+                rows[i].append(token)
+                if token in ends:
+                    answers[i] = tok.decode(rows[i][len(prompts[i]):-1]).strip()
     return answers
 
 
@@ -230,265 +268,167 @@ def choice_logprobs(model, prompts, choices):
 
         row fed         p0  p1  p2  c0            prompt p, choice c; the last token of c is never fed
         logits predict  p1  p2  c0  c1            so the last len(c) positions predict the choice
-
-    Choices that differ only in their last token share a row: with one-token choices, a prompt is run once."""
-    wanted = defaultdict(list)       # {(row fed, tokens of the choice): [(prompt number, choice number)]}
-    for n, prompt in enumerate(prompts):
-        for k, choice in enumerate(choices[n]):
-            wanted[tuple(prompt + choice[:-1]), len(choice)].append((n, k))
-    scores = [[0.0] * len(cs) for cs in choices]
-    for K in {K for _, K in wanted}:
-        rows = [row for row, length in wanted if length == K]
-        for chunk, idx in by_length(model, rows):
-            if K == 1:
-                logits = model(idx)[0][:, None]                                       # (B, V) -> (B, 1, V)
-            else:
-                logits = model(idx, targets=idx)[0][:, -K:]   # any targets give every position's: (B, K, V)
-            logp = logits.float().log_softmax(-1).cpu().numpy()
-            for b, i in enumerate(chunk):
-                for n, k in wanted[rows[i], K]:
-                    scores[n][k] = float(logp[b, range(K), choices[n][k]].sum())
+    """
+    fed = defaultdict(list)  # {row: [(prompt number, choice number)]}; one-token choices share a row
+    for n, (prompt, some) in enumerate(zip(prompts, choices)):
+        for k, choice in enumerate(some):
+            fed[tuple(prompt + choice[:-1])].append((n, k))
+    rows, scores = list(fed), [[0.0] * len(some) for some in choices]
+    for chunk, idx in by_length(model, rows):
+        K = max(len(choices[n][k]) for i in chunk for n, k in fed[rows[i]])
+        logits = model(idx, last_only=K == 1)[0].view(len(chunk), -1, model.config.vocab_size)
+        logp = logits[:, -K:].float().log_softmax(-1).cpu().numpy()  # (B, K, V)
+        for b, i in enumerate(chunk):
+            for n, k in fed[rows[i]]:
+                choice = choices[n][k]
+                scores[n][k] = float(logp[b, range(K - len(choice), K), choice].sum())
     return scores
 
 
-@torch.no_grad()
-def perplexity(model, ids, n_blocks=128, block_size=None, full=True):
-    """(perplexity over a third of n_blocks, over all) of ids, an array; without `full` the second is None."""
-    T, device, total, pair = block_size or model.config.block_size, next(model.parameters()).device, 0.0, []
-    n = min(n_blocks, (len(ids) - 1) // T)
-    require(n > 0, f"validation data has {len(ids)} tokens; one block of {T} needs {T + 1}")
-    xy = torch.from_numpy(np.asarray(ids[:n * T + 1], dtype=np.int64)).to(device)
-    x, y = xy[:-1].view(n, T), xy[1:].view(n, T)                                      # (n, T)
-    third, size = min(math.ceil(n_blocks / 3), n), max(1, 2048 // T)
-    for first, last in [(0, third), (third, n)] if full else [(0, third)]:
-        for start in range(first, last, size):
-            end = min(start + size, last)
-            total += model(x[start:end], y[start:end])[1].item() * (end - start)
-        pair.append(math.exp(min(total / last, 700)))
-    return pair[0], pair[1] if full else None
-
-
-@torch.no_grad()
-def parameter_shift(model, base):
-    """How far the weights are from `base`, {name: tensor}. shift_l2 is the mean over the parameter tensors of
-    the L2 norm of theta - theta_base, as in the paper's release; shift_embeddings and shift_blocks are that
-    of a part. shift_relative is the norm of the whole difference over that of theta_base."""
-    names = [name for name, _ in model.named_parameters()]
-    shift = torch.stack([(p - base[name]).norm() for name, p in model.named_parameters()]).cpu()
-    size = torch.stack([base[name].norm() for name in names]).cpu()
-    in_blocks = torch.tensor([".h." in name for name in names])
-    in_embeddings = torch.tensor([".wte." in name or ".wpe." in name for name in names])
-    return {"shift_l2": shift.mean().item(), "shift_embeddings": shift[in_embeddings].mean().item(),
-            "shift_blocks": shift[in_blocks].mean().item(),
-            "shift_relative": (shift.norm() / size.norm()).item()}
-
-
-def copain_answers(model, tok, items, form="prompt", longest=None):
-    """{item: the model's answer}."""
-    encoded = [encode_item(tok, item, form, longest) for item in items]
-    most = max(len(choice) for _, choices in encoded for choice in choices)
-    return dict(zip(items, greedy_answers(model, tok, [prompt for prompt, _ in encoded], most + 1)))
-
-
-def copain_metrics(items, answers):
+def copain_metrics(model, tok, items, form="prompt"):
     """Exact match overall and per task, and errors: no element of the list, or a wrong one. In percent."""
-    right = np.array([answers[item] == item.answer for item in items])
-    listed = np.array([answers[item] in item.choices for item in items])
+    prompts, choices = zip(*[encode_item(tok, item, form) for item in items])
+    most = max(len(choice) for some in choices for choice in some)
+    answers = greedy_answers(model, tok, prompts, most + 1)
+    right = np.array([answer == item.answer for item, answer in zip(items, answers)])
+    listed = np.array([answer in item.choices for item, answer in zip(items, answers)])
     task = np.array([item.task for item in items])
     return {"copain": 100 * float(right.mean()), "copain_not_in_list": 100 * float(np.mean(~listed)),
             "copain_wrong_element": 100 * float(np.mean(listed & ~right)),
             "copain_tasks": {t: 100 * float(right[task == t].mean()) for t in dict.fromkeys(task.tolist())}}
 
 
-def choice_scores(model, tok, items, form="prompt", longest=None):
-    """{item: the log-probabilities of its choices}."""
-    encoded = [encode_item(tok, item, form, longest) for item in items]
-    return dict(zip(items, choice_logprobs(model, *zip(*encoded))))
+def choice_metrics(model, tok, items, form="prompt"):
+    """(percent right, perplexity of the right choice). The likeliest choice is the model's answer; if n are
+    equally likely, a right one among them counts 1 / n. A score that is not finite is a ValueError."""
+    prompts, choices = zip(*[encode_item(tok, item, form) for item in items])
+    right, logprobs = [], []
+    for item, scores in zip(items, choice_logprobs(model, prompts, choices)):
+        require(np.isfinite(scores).all(),
+                f"{item.task}: a broken model scores {scores} after {item.text(form)[:60]!r}")
+        logprob = scores[item.choices.index(item.answer)]
+        right.append(1 / scores.count(logprob) if logprob == max(scores) else 0)
+        logprobs.append(logprob)
+    return 100 * float(np.mean(right)), math.exp(min(-np.mean(logprobs), 700))
 
 
-def choice_metrics(items, scores):
-    """(percent of right choices that are the likeliest; perplexity of the right choice)."""
-    pairs = [(scores[item], item.choices.index(item.answer)) for item in items]
-    right = [np.argmax(logprobs) == k for logprobs, k in pairs]
-    logprob = np.mean([logprobs[k] for logprobs, k in pairs])
-    return 100 * float(np.mean(right)), math.exp(min(-logprob, 700))
+@torch.no_grad()
+def perplexity(model, ids, n_blocks=128, block_size=None):
+    """Perplexity per token of the first n_blocks blocks of ids, an array of token ids."""
+    T, device = block_size or model.config.block_size, next(model.parameters()).device
+    n, size = min(n_blocks, (len(ids) - 1) // T), max(1, 2048 // T)
+    require(n > 0, f"validation data has {len(ids)} tokens; one block of {T} needs {T + 1}")
+    xy = torch.from_numpy(np.asarray(ids[:n * T + 1], dtype=np.int64)).to(device)
+    x, y = xy[:-1].view(n, T), xy[1:].view(n, T)  # (n, T)
+    losses = [model(xs, ys)[1].item() * len(xs) for xs, ys in zip(x.split(size), y.split(size))]
+    return math.exp(min(sum(losses) / n, 700))
 
 
-def copain_row(items, answers, scores):
-    """The metrics that come from Copain's items: copain_metrics(), and
-
-        copain_restricted   percent right where only the elements of the list compete
-        copain_zero-shot    percent right without shots
-        five                percent right of the five rules that need shots (SHOT_RULES)
-        five_zero-shot      the same without shots
-        gain                their difference, the gain from shots, in points
-
-    answers: {"prompt": {item: answer}, "zero_shot": the same}; scores: {item: log-probabilities}."""
-    row, zero = copain_metrics(items, answers["prompt"]), copain_metrics(items, answers["zero_shot"])
-    row["copain_restricted"], _ = choice_metrics(items, scores)
-    row["copain_zero-shot"] = zero["copain"]
-    row["five"] = float(np.mean([row["copain_tasks"][task] for task in SHOT_RULES]))
-    row["five_zero-shot"] = float(np.mean([zero["copain_tasks"][task] for task in SHOT_RULES]))
-    row["gain"] = row["five"] - row["five_zero-shot"]
-    row["copain_tasks"] |= {f"{task}_zero-shot": x for task, x in zero["copain_tasks"].items()}
-    return row
+def parameter_shift(model, base):
+    """How far the weights are from `base`, {name: tensor}. shift_l2 is the mean over the parameter tensors of
+    the L2 norm of theta - theta_base, as in the paper's release; shift_embeddings and shift_blocks are that
+    of a part; shift_relative is the norm of the whole difference over that of theta_base."""
+    names = [name for name, _ in model.named_parameters()]
+    shift = np.array([(p - base[name]).norm().item() for name, p in model.named_parameters()])
+    size = np.array([base[name].norm().item() for name in names])
+    blocks = [".h." in name for name in names]
+    embeddings = [".wte." in name or ".wpe." in name for name in names]
+    return {"shift_l2": float(shift.mean()), "shift_embeddings": float(shift[embeddings].mean()),
+            "shift_blocks": float(shift[blocks].mean()),
+            "shift_relative": float(np.linalg.norm(shift) / np.linalg.norm(size))}
 
 
-def first_third(items):
-    """The first third of the items of each task: the sample that curves are drawn from."""
-    tasks = [list(some) for _, some in itertools.groupby(items, lambda item: item.task)]
-    return [item for some in tasks for item in some[:math.ceil(len(some) / 3)]]
-
-
+# -------------------------------------------- a row of the log
 class Benchmark:
-    """All items of a world. Calling it with a model gives the metrics of a row of the log: accuracies in
-    percent, and `label_ppl_<language>`, the perplexity of the right label. `curve_...` are of a sample. task:
-    a file of multiple choice in the place of the label task; its prompts are cut to block_size."""
+    """All items of a world. task: a file of multiple choice in the place of the label task. Its prompts are
+    made to fit into block_size; `lost` says what that costs (see fit)."""
 
     def __init__(self, world, tok, n_copain=150, n_label=300, n_cloze=200, seed=0, task="", shots=5,
                  block_size=None):
-        self.tok, self.block_size, self.task, languages = tok, block_size, task, world.languages()
-        self.copain, self.label, self.cloze = copain_items(world, n_copain, seed=seed), {}, {}
+        self.tok, self.block_size, languages = tok, block_size, world.languages()
+        self.copain = copain_items(world, n_copain, seed=seed)
         self.held_out = copain_items(world, n_copain, seed=seed, tasks=[HELD_OUT_RULE])
-        self.recall = recall_items(n_copain, seed=seed)
+        self.probes = {"recall": recall_items(n_copain, seed=seed), "held_out_restricted": self.held_out}
+        self.label, self.lost, target = {}, {}, languages["target"]
         for name in ("english", "target"):
             if n_label and not task:
-                self.label[name] = label_items(languages[name], languages["target"], n_label, seed=seed)
+                self.label[name] = label_items(languages[name], target, n_label, seed=seed)
             if n_cloze:
-                self.cloze[name] = cloze_items(languages[name], languages["target"], n_cloze, seed=seed)
+                self.probes[f"cloze_{name}"] = cloze_items(languages[name], target, n_cloze, seed=seed)
         if task:
-            self.label["target"] = read_choices(task, shots)
+            self.label["target"], self.lost = fit(tok, read_choices(task, shots), block_size)
 
     def longest(self):
-        """Tokens of the longest prompt with its answer; those of a task file do not count."""
-        lists = [self.copain, self.held_out, self.recall, *self.cloze.values()]
-        if not self.task:
-            lists += self.label.values()
+        """Tokens of the longest prompt with its answer."""
+        lists = [self.copain, *self.probes.values(), *self.label.values()]
         encoded = [encode_item(self.tok, item) for items in lists for item in items]
         return max(len(prompt) + len(choice) for prompt, choices in encoded for choice in choices)
 
     def __call__(self, model, full=True):
-        """Metrics of a model: of the sample; with `full` also of all items, and of what is asked only then:
-        the cloze tasks, the recall probe, the held-out rule, and controls."""
-        how, row = (model, self.tok), {}
-        sample = first_third(self.copain)
-        items = self.copain if full else sample
-        answers = {form: copain_answers(*how, items, form) for form in ("prompt", "zero_shot")}
-        scores = choice_scores(*how, items)
-        for key, x in copain_row(sample, answers, scores).items():
-            row[f"curve_{key}"] = x
-        if full:
-            row |= copain_row(self.copain, answers, scores)
+        """The metrics of a model; accuracies in percent. Probes and most controls only with `full`.
+
+            copain, copain_tasks        exact match, overall and {rule: exact match}
+            copain_not_in_list, copain_wrong_element    the two kinds of errors
+            copain_restricted           right where only the elements of the list compete
+            five, gain                  of SHOT_RULES, and how much less it is without shots
+            label_L, label_ppl_L        label task of language L, and perplexity of the right label
+            ..._zero-shot, ..._shuffled controls, see Item.text
+        """
+        how = model, self.tok
+        row, zero = copain_metrics(*how, self.copain), copain_metrics(*how, self.copain, "zero_shot")
+        row["copain_restricted"], _ = choice_metrics(*how, self.copain)
+        row["copain_zero-shot"] = zero["copain"]
+        row["five"] = float(np.mean([row["copain_tasks"][task] for task in SHOT_RULES]))
+        row["five_zero-shot"] = float(np.mean([zero["copain_tasks"][task] for task in SHOT_RULES]))
+        row["gain"] = row["five"] - row["five_zero-shot"]
+        row["copain_tasks"] |= {f"{task}_zero-shot": x for task, x in zero["copain_tasks"].items()}
         for name, items in self.label.items():
-            some = first_third(items)
-            scores = choice_scores(*how, items if full else some, "prompt", self.block_size)
-            row[f"curve_label_{name}"], row[f"curve_label_ppl_{name}"] = choice_metrics(some, scores)
+            row[f"label_{name}"], row[f"label_ppl_{name}"] = choice_metrics(*how, items)
             if full:
-                row[f"label_{name}"], row[f"label_ppl_{name}"] = choice_metrics(items, scores)
+                row[f"label_{name}_zero-shot"], _ = choice_metrics(*how, items, "zero_shot")
+                row[f"label_{name}_shuffled"], _ = choice_metrics(*how, items, "shuffled")
+        row |= {f"label_target_{what}": n for what, n in self.lost.items()}
         if not full:
             return row
-        for name, items in self.cloze.items():
-            row[f"cloze_{name}"], _ = choice_metrics(items, choice_scores(*how, items))
-        row["recall"], _ = choice_metrics(self.recall, choice_scores(*how, self.recall))
-        row["held_out_rule"] = copain_metrics(self.held_out, copain_answers(*how, self.held_out))["copain"]
-        row["held_out_restricted"], _ = choice_metrics(self.held_out, choice_scores(*how, self.held_out))
-        row["copain_shuffled"] = copain_metrics(sample, copain_answers(*how, sample, "shuffled"))["copain"]
-        for name, items in self.label.items():
-            for form, key in (("zero_shot", "zero-shot"), ("shuffled", "shuffled")):
-                scores = choice_scores(*how, items, form, self.block_size)
-                row[f"label_{name}_{key}"], _ = choice_metrics(items, scores)
+        for name, items in self.probes.items():
+            row[name], _ = choice_metrics(*how, items)
+        row["held_out_rule"] = copain_metrics(*how, self.held_out)["copain"]
+        row["copain_shuffled"] = copain_metrics(*how, self.copain, "shuffled")["copain"]
         return row
-
-    def check_disjoint(self, sources, lists=True):
-        """Raises ValueError if a source {name: ids} of training holds a list of Copain in any format, the
-        start (HEAD tokens) of a prompt, or a context of a task file that is no shorter. lists: False for real
-        text, where any three numbers occur."""
-        tok, (separator, arrow), numbers = self.tok, HELD_OUT_FORMAT, set()
-        for item in self.copain + self.held_out if lists else []:
-            for line in item.prompt.split("\n"):
-                numbers.add(tuple(tok.encode(line.split(arrow)[0].replace(separator, ""))))
-        asked = self.copain if self.task else sum(self.label.values(), self.copain)
-        needles = {tuple(tok.encode(item.prompt)[:HEAD]) for item in asked}
-        for item in self.label["target"] if self.task else []:
-            for ids in (tok.encode(item.zero_shot), tok.encode(" " + item.zero_shot)):
-                if len(ids) >= HEAD:
-                    needles.add(tuple(ids))
-        overlap, keep = max(64, *map(len, needles)), np.ones(max(tok.vocab_size, 1 << 16), dtype=bool)
-        for text in (",", ";", " |", " <"):
-            keep[tok.encode(text)] = False
-        for name, source in sources.items():
-            for start in range(0, len(source), PIECE):
-                ids = np.asarray(source[start:start + PIECE + overlap])
-                found = find(ids, needles) or find(ids[keep[ids]], numbers)
-                text = tok.decode(found or ())
-                require(not found, f"benchmark leak: {text!r} of a benchmark prompt occurs in the source "
-                                   f"{name!r}: take it out of one of the two")
-
-
-HEAD = 12        # tokens of a prompt that are looked for in the training sources
-PIECE = 1 << 24  # tokens that are searched at a time: a source may be larger than memory
-
-
-def find(ids, needles):
-    """The first of `needles` (tuples of token ids) that occurs in the array ids; or None."""
-    for n in {len(needle[:HEAD]) for needle in needles}:
-        group = [needle for needle in needles if len(needle[:HEAD]) == n]
-        heads = np.array([needle[:HEAD] for needle in group], dtype=np.uint64)                # (needles, n)
-        at = np.arange(len(ids) - n + 1)
-        for k in range(n):                             # keeps the places where token k is that of some head
-            at = at[np.isin(ids[at + k], heads[:, k])]
-        factors = np.random.default_rng(0).integers(1 << 62, size=n, dtype=np.uint64)  # then hashes the rest
-        hashes = ids[at[:, None] + np.arange(n)].astype(np.uint64) @ factors
-        for i in at[np.isin(hashes, heads @ factors)].tolist():
-            for needle in group:
-                if ids[i:i + len(needle)].tolist() == list(needle):
-                    return needle
-    return None
 
 
 def evaluate(model, benchmark, validation, before, n_blocks=128, full=True):
     """A row of the log: perplexities on validation {name: ids}, the benchmark, the shift from `before`."""
-    row = {}
-    for name, ids in validation.items():
-        row[f"curve_ppl_{name}"], whole = perplexity(model, ids, n_blocks, benchmark.block_size, full)
-        if full:
-            row[f"ppl_{name}"] = whole
-    row |= benchmark(model, full)
+    with torch.autocast(next(model.parameters()).device.type, enabled=False):  # in bfloat16, choices tie
+        row = {f"ppl_{name}": perplexity(model, ids, n_blocks, benchmark.block_size)
+               for name, ids in validation.items()}
+        row |= benchmark(model, full)
     return row | parameter_shift(model, before)
 
 
-# ----------------------------------------------------------------------------------------------- command line
+# ------------------------------------------------ command line
 def show(world):
     """Prints one prompt of every task, with its answer, and how the controls change the last one."""
     english, target, _ = world.languages().values()
-    items = {item.task: item for item in copain_items(world, 1)}
-    for name, make in (("cloze task", cloze_items), ("label task", label_items)):
-        items[f"{name}, english"] = make(english, target, 1)[0]
-        items[f"{name}, target"] = make(target, target, 1)[0]
-    for name, item in items.items():
-        print(f"--- {name}   answer: {item.answer}   choices: {', '.join(item.choices)}\n{item.prompt}")
-    print(f"--- {name}, shuffled\n{item.shuffled}\n--- {name}, zero-shot\n{item.zero_shot}")
+    items = copain_items(world, 1) + recall_items(1)
+    for lang in (english, target):
+        items += cloze_items(lang, target, 1) + label_items(lang, target, 1)
+    for item in items:
+        print(f"--- {item.task}   answer: {item.answer}   choices: {', '.join(item.choices)}\n{item.text()}")
+    print(f"--- label, shuffled\n{item.text('shuffled')}\n--- label, zero-shot\n{item.question}")
 
 
-def sample(model, tok, prompt, n=3, length=60, seed=0):
-    """Prints n documents that begin with the prompt, drawn at temperature 0.8."""
-    device = next(model.parameters()).device
-    start = torch.tensor([[tok.eot, *tok.encode(prompt)]], device=device).repeat(n, 1)         # (n, T)
-    generator = torch.Generator(device).manual_seed(seed)
-    for _, *ids in model.generate(start, length, temperature=0.8, generator=generator).tolist():
-        print(tok.decode(ids[:ids.index(tok.eot)] if tok.eot in ids else ids), "\n")
-
-
-def score_files(model, tok, copain=None, tasks=(), n_shots=3):
+def score_files(model, tok, copain=None, tasks=(), n_shots=None):
     """{metric: value} of a model on benchmark files: Copain's (a file or folder), and multiple choice."""
-    row, longest = {}, model.config.block_size
+    row, T, shots = {}, model.config.block_size, {} if n_shots is None else {"n_shots": n_shots}
     if copain:
-        items = read_copain(copain, n_shots)
-        row |= copain_metrics(items, copain_answers(model, tok, items, "prompt", longest - 8))
+        items, lost = fit(tok, read_copain(copain, **shots), T)
+        row |= copain_metrics(model, tok, items) | {f"copain {what}": n for what, n in lost.items()}
+        row["copain_restricted"], _ = choice_metrics(model, tok, items)
     for path in tasks:
-        items = read_choices(path, n_shots)
-        scores = choice_scores(model, tok, items, "prompt", longest)
-        row[f"{path} %"], row[f"{path} ppl"] = choice_metrics(items, scores)
+        items, lost = fit(tok, read_choices(path, **shots), T)
+        row[f"{path} %"], row[f"{path} ppl"] = choice_metrics(model, tok, items)
+        row |= {f"{path} {what}": n for what, n in lost.items()}
     return row
 
 
@@ -496,51 +436,41 @@ def main():
     parser = one_line_parser(argument_default=None, description=__doc__)
     flag = parser.add_argument
     flag("model", nargs="?", help="a .pt file under runs/, or a folder with the files of a GPT-2")
-    flag("--copain", metavar="PATH", help="Copain's published rows: a file of one task, or a folder of all")
-    flag("--task", metavar="FILE", action="append", default=[],
-         help="multiple choice: JSON lines with context, choices, label; may be given several times")
-    flag("--shots", type=int, default=3, help="examples before each question of a file; default 3")
+    flag("--copain", metavar="PATH", help="Copain's rows as published: a file, or a folder of tasks")
+    flag("--task", metavar="FILE", action="append", default=[], help="multiple choice; may be given again")
+    flag("--shots", type=int, help="examples before each question; default 3 for --copain, 5 for --task")
     flag("--tokenizer", help="of a GPT-2 folder: gpt2, or a folder of its files; default: itself")
-    flag("--sample", metavar="TEXT", nargs="?", const="",
-         help="print documents that begin with TEXT; default: with a sentence in --language")
-    flag("--language", default="target", help="of that sentence; default target")
+    flag("--sample", metavar="TEXT", nargs="?", const="", help="print documents that begin with TEXT")
     flag("--show", action="store_true", help="print every kind of prompt")
     flags = parser.parse_args()
+    sys.stdout.reconfigure(errors="replace")  # of what a terminal lacks
     if flags.show:
         return show(World())
     require(flags.model, "give a model, or --show")
-    require(flags.shots >= 0, f"--shots is {flags.shots}, expected 0 or more")
-    files = flags.copain or flags.task
     if Path(flags.model).is_dir():
-        ckpt, world, title = None, None, flags.model
-        model, tok = load_gpt2(flags.model), load_tokenizer(flags.tokenizer or flags.model)
-        V = model.config.vocab_size
-        require(tok.vocab_size <= V, f"the tokenizer has {tok.vocab_size} tokens, {flags.model} only {V}")
-        require(files or flags.sample is not None,
-                f"{flags.model} is not of the toy world: give benchmark files, --copain or --task")
+        ckpt, model = None, load_gpt2(flags.model)
+        tok = load_tokenizer(flags.tokenizer or flags.model)
+        require(tok.vocab_size <= model.config.vocab_size, f"{flags.model} lacks tokens of its tokenizer")
+        print(flags.model)
     else:
         ckpt = load_checkpoint(flags.model)
         model, tok = model_from_checkpoint(ckpt), Tokenizer.from_json(ckpt["tokenizer"])
-        world, title = World(**ckpt["world"]), f"{flags.model}: {ckpt['job']['name']}, step {ckpt['step']}"
+        print(f"{flags.model}: {ckpt['job']['name']}, step {ckpt['step']}")
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    print(title)
     if flags.sample is not None:
-        text, asked = flags.sample, f"that begin with {flags.sample!r}"
-        if not text and world and not ckpt["settings"]["source"]:  # real text begins as a document does
-            languages, name = world.languages(), flags.language
-            require(name in languages, f"language {name!r} is not in this checkpoint: {', '.join(languages)}")
-            text = prose(Random(0), world, languages[name]).split(".")[0] + "."
-            asked = f"in the language {name}"
-        print(f"--- documents {asked}")
-        return sample(model, tok, text)
-    if files:
+        torch.manual_seed(0)
+        start = torch.tensor([[tok.eot, *tok.encode(flags.sample)]] * 3)  # (3, T)
+        for ids in model.generate(start.to(model.lm_head.weight.device), 60, temperature=0.8).tolist():
+            print(tok.decode(ids[1:]).split(EOT)[0], "\n")
+        return
+    if flags.copain or flags.task:
         row = score_files(model, tok, flags.copain, flags.task, flags.shots)
     else:
-        row = Benchmark(world, tok, *ckpt["benchmark"])(model)
+        require(ckpt, f"{flags.model} is not of the toy world: give benchmark files, --copain or --task")
+        row = Benchmark(World(**ckpt["world"]), tok, *ckpt["benchmark"])(model)
     row |= row.pop("copain_tasks", {})
     for name, value in row.items():
-        if not name.startswith("curve_"):
-            print(f"{name:32} {value:8.2f}")
+        print(f"{name:32} {value:8.2f}")
 
 
 if __name__ == "__main__":

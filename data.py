@@ -1,4 +1,4 @@
-"""The toy world, the tokenizer, real text, and the sampler of mixtures.
+"""The toy world, the tokenizer, the sampler of mixtures, and real text.
 
 Two languages talk about one world. English has prose and patterns: documents that repeat one rule line after
 line. From these a model learns to learn in context. The target language has almost only prose. So the target
@@ -11,15 +11,13 @@ Data flow: World -> write_corpus() -> text -> Tokenizer -> a file of ids per sou
 Real text goes the same way, from files:
 
     python data.py prepare --name eu corpus/*.txt more.jsonl.gz    # data/eu, with GPT-2's tokenizer
-    python data.py prepare --name en c4/*.json.gz --tokenizer data/eu
-    python data.py check data/eu                  # are its files still what prepare wrote?
+    python data.py prepare --name en c4/ --tokenizer data/eu       # a folder, with the tokenizer of the first
 """
 import argparse
-import contextlib
-import fcntl  # locks of files; Windows has none
 import gzip
 import hashlib
 import heapq
+import io
 import json
 import os
 import sys
@@ -28,7 +26,7 @@ from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate, chain, islice
+from itertools import accumulate, chain, groupby, islice
 from pathlib import Path
 from random import Random
 
@@ -38,72 +36,9 @@ import tiktoken
 from tqdm import tqdm
 
 
-# ---------------------------------------------------------------------------------------------- small helpers
 def require(condition, message):
     if not condition:
         raise ValueError(message)
-
-
-def refuse(message, code=2):
-    """Ends the program after a user's mistake, with one line on stderr."""
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(code)
-
-
-def write_atomically(path, write, flush=True):
-    """Calls write(temporary path), then renames that file to path. So path never holds half a file."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two processes never share it
-    try:
-        write(temporary)
-        if flush:
-            with open(temporary, "rb+") as f:
-                os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def lock(path, wait=False):
-    """Yields True while this process holds the lock file, False if another does. The lock ends with the
-    process."""
-    with open(path, "a") as f:
-        free = True
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            free = False
-        yield free
-
-
-def parse_object(text, where):
-    """The dict of a JSON text (str or bytes). Raises ValueError that begins with `where` if it is none."""
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError) as e:  # also: bytes that are not UTF-8, thousands of digits
-        raise ValueError(f"{where}: not JSON ({e})") from None
-    require(isinstance(row, dict), f"{where}: {text[:40]!r} is not an object with named fields")
-    return row
-
-
-def read_lines(path, errors="strict"):
-    """Yields ("FILE, line N", line) of a file, also gzipped. A blank line is ""."""
-    n = 0
-    with open(path, "rb") as file:
-        lines = gzip.open(file) if file.peek(2)[:2] == b"\x1f\x8b" else file
-        try:
-            for n, line in enumerate(lines, 1):  # a line ends at \n, never at U+2028, which JSON may hold
-                yield f"{path}, line {n}", line.decode("utf-8", errors) if line.strip() else ""
-        except UnicodeDecodeError as e:
-            raise ValueError(f"{path}, line {n}: byte 0x{line[e.start]:02x} is not UTF-8; correct it, or "
-                             "prepare with --errors replace") from None
-        except (EOFError, OSError, zlib.error) as e:
-            raise ValueError(f"{path}, line {n + 1}: cannot be read ({e}); is the file whole?") from None
-
-
-def read_json_lines(path):
-    """Yields ("FILE, line N", dict) of each line that is not blank."""
-    return ((where, parse_object(line, where)) for where, line in read_lines(path) if line)
 
 
 # ------------------------------------------------------------------------------------------------ the world
@@ -396,9 +331,9 @@ class Tokenizer:
         """The text of ids. An id without a token, as in a model's padded vocabulary, becomes U+FFFD."""
         return b"".join(self.tokens.get(int(i), b"\xff") for i in ids).decode("utf-8", "replace")
 
-    def encode_documents(self, documents, threads=None):
+    def encode_documents(self, documents):
         """One array of ids: EOT before each document. A document that spells EOT is divided there."""
-        threads = threads or os.cpu_count()  # tiktoken leaves Python's lock, so threads use all cores
+        threads = os.cpu_count()  # tiktoken leaves Python's lock, so threads use all cores
         size = max(1, len(documents) // (4 * threads))
         texts = ["".join(EOT + d for d in documents[i:i + size]) for i in range(0, len(documents), size)]
         with ThreadPoolExecutor(threads) as pool:
@@ -410,202 +345,10 @@ class Tokenizer:
         return json.dumps({"split": self.split, "eot": self.eot, "tokens": tokens})
 
     @classmethod
-    def from_json(cls, text, where="the tokenizer"):
-        saved = parse_object(text, where)
+    def from_json(cls, text):
+        saved = json.loads(text)
         ranks = {bytes.fromhex(token): i for token, i in saved["tokens"].items()}
         return cls(ranks, saved["split"], saved["eot"])
-
-
-def load_tokenizer(spec):
-    """The tokenizer of 'gpt2', of a prepared source's folder, or of a folder with GPT-2's published files."""
-    folder = Path(spec)
-    if (folder / "manifest.json").exists():
-        file = folder / "tokenizer.json"
-        return Tokenizer.from_json(file.read_bytes(), file)
-    for vocabulary, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
-        if (folder / vocabulary).exists() and (folder / merges).exists():
-            return published_tokenizer(folder / vocabulary, folder / merges)
-    require(str(folder) == "gpt2", f"{str(spec)!r} holds no tokenizer: give --tokenizer gpt2, or the folder "
-            "of a prepared source, or of vocab.json and merges.txt, which save_vocabulary() of transformers "
-            "writes")
-    try:
-        return Tokenizer(tiktoken.get_encoding("gpt2")._mergeable_ranks, GPT2_SPLIT)
-    except Exception as e:  # no network and no cache; tiktoken lets its downloader's exceptions through
-        raise ValueError(f"GPT-2's vocabulary cannot be downloaded ({type(e).__name__}): give a folder with "
-                         "its vocab.json and merges.txt, or --tokenizer bpe") from None
-
-
-def published_tokenizer(vocabulary, merges):
-    """A Tokenizer from GPT-2's files: {token: id}, and the pairs to merge, in order."""
-    ids, ranks = parse_object(vocabulary.read_bytes(), vocabulary), {}
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [b for b in range(256) if b not in printable]  # they are spelled with characters from U+0100 on
-    byte_of = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
-    lines = [line for _, line in read_lines(merges) if line and not line.startswith("#version")]
-    for token in [*byte_of, *("".join(line.split()) for line in lines)]:
-        known = isinstance(ids.get(token), int) and set(token) <= byte_of.keys()
-        require(known, f"{merges}: {token!r} has no id in {vocabulary.name}, or is not spelled in its way")
-        ranks[bytes(byte_of[c] for c in token)] = ids[token]
-    merged, eot = list(ranks.values())[256:], ids.get(EOT, max(ranks.values()) + 1)
-    require(merged == sorted(merged), f"{merges}: the ids do not rise in the order of the merges")
-    require(len({eot, *ranks.values()}) == len(ranks) + 1, f"{vocabulary}: two tokens have the same id")
-    return Tokenizer({token: ranks[token] for token in sorted(ranks, key=ranks.get)}, GPT2_SPLIT, eot)
-
-
-# -------------------------------------------------------------------------------------------------- real text
-LONGEST_DOCUMENT = 1 << 18   # characters; a longer one is cut (tiktoken fails at a million spaces in a row)
-BATCH = 4 << 20              # characters per thread that are read and encoded at a time
-OURS = ("manifest.json", "progress.json", "tokenizer.json")  # in the folder of a source, whole or begun
-TEXT_FILE, JSON_FILE = r"\.(txt|jsonl?|ndjson)(\.gz)?$", r"\.(jsonl?|ndjson)(\.gz)?$"
-
-
-def find_texts(paths):
-    """The text files that the paths name; of a folder, all files below it with a known ending."""
-    found = []
-    for path in map(Path, paths):
-        require(path.exists(), f"{path} does not exist")
-        inside = [path]
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if regex.search(TEXT_FILE, p.name)
-                            and not (p.name in OURS and (p.parent / "tokenizer.json").exists()))
-        require(inside, f"{path} holds no .txt, .json, .jsonl or .ndjson file, also with .gz")
-        found += inside
-    return found
-
-
-def read_documents(path, field="text", errors="strict"):
-    """Yields the documents of a file that are not empty, in pieces of at most LONGEST_DOCUMENT characters.
-    JSON lines, which the ending or the first line tells, hold one each. Else blank lines separate them."""
-    is_json, lines = None, []
-    for where, line in chain(read_lines(path, errors), [("", "")]):  # a blank line ends the last document
-        text = ""
-        if line and is_json is None:
-            is_json = bool(regex.search(JSON_FILE, path.name) or regex.match(r'\s*{\s*"', line))
-        if line and is_json:
-            found = parse_object(line, where).get(field)
-            require(isinstance(found, str), f"{where}: no field {field!r} with a text; name it with --field")
-            text = found.encode("utf-8", "replace").decode()  # JSON can spell half of a surrogate pair
-            require(errors == "replace" or text == found, f"{where}: half a surrogate; try --errors replace")
-        elif line:
-            lines.append(line)
-        if lines and (not line or len(lines) > 10_000):
-            text, lines = "".join(lines).strip("\r\n"), []
-        for start in range(0, len(text), LONGEST_DOCUMENT):
-            yield text[start:start + LONGEST_DOCUMENT]
-
-
-def next_batch(documents, characters):
-    """The next documents with about so many characters; [] at the end."""
-    batch = []
-    while characters > 0 and (text := next(documents, None)):
-        batch.append(text)
-        characters -= len(text)
-    return batch
-
-
-def prepare(name, paths, out="data", field="text", tokenizer="gpt2", vocab_size=None, val=0.005,
-            errors="strict", workers=None):
-    """Encodes text files into the folder out/name and returns it. Works in out/name.part; an interrupted run
-    goes on there. Raises ValueError for a mistake, where possible before anything is written."""
-    final, part, files = Path(out) / name, Path(out) / f"{name}.part", find_texts(paths)
-    require(regex.fullmatch(r"\w[\w+-]*", name), f"--name is {name!r}, expected letters, digits, _ + -")
-    require(0 < val < 1, f"--val is {val}, expected a share between 0 and 1")
-    require(workers is None or workers > 0, f"--workers is {workers}, expected 1 or more")
-    require(vocab_size is None or (tokenizer == "bpe" and vocab_size > 256),
-            f"--vocab_size is {vocab_size}, expected 257 or more, and with --tokenizer bpe alone")
-    require(not final.exists(), f"{final} is there already: choose another --name")
-    sample = []
-    for file in files:  # its start also shows a wrong --field
-        start = next_batch(read_documents(file, field, errors), max(1, 16_000_000 // len(files)))
-        require(start, f"{file} holds no text: leave it out")
-        sample += start
-    if tokenizer == "bpe":
-        tok = Tokenizer(train_bpe(sample, vocab_size or 8192))
-    else:
-        tok = load_tokenizer(tokenizer)
-    plan = {"files": [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files], "field": field,
-            "val": val, "errors": errors, "vocab_size": tok.vocab_size, "dtype": tok.dtype.name,
-            "tokenizer_sha256": hashlib.sha256(tok.to_json().encode()).hexdigest()}
-    final.parent.mkdir(parents=True, exist_ok=True)
-    with lock(final.with_name(f".{name}.lock")) as free:
-        require(free and not final.exists(), f"another prepare of {name} is running: choose another --name")
-        part.mkdir(exist_ok=True)
-        (part / "tokenizer.json").write_text(tok.to_json())
-        done = encode_files(files, part, tok, plan, workers or os.cpu_count())
-        for side, n in done["tokens"].items():
-            require(n, f"none of {done['documents']} documents went to {side}: give more (in plain text, "
-                       "blank lines separate them), or change --val")
-        sums = {side: sha256(part / f"{side}.bin") for side in done["tokens"]}
-        text = json.dumps({"name": name} | done | {"sha256": sums} | plan, indent=1) + "\n"
-        write_atomically(part / "manifest.json", lambda p: p.write_text(text))
-        for leftover in [part / "progress.json", *part.glob("*.tmp")]:  # a killed run leaves a .tmp
-            leftover.unlink()
-        os.replace(part, final)
-    train, val = done["tokens"].values()
-    print(f"{final}: {train:,} tokens for training, {val:,} for validation")
-    return final
-
-
-def encode_files(files, part, tok, plan, threads):
-    """Appends the documents of all files to part/train.bin and part/val.bin. After each batch, progress.json
-    notes how many documents and tokens that makes. A restart cuts both files there and goes on from there."""
-    progress, itemsize = part / "progress.json", tok.dtype.itemsize
-    done = {"documents": 0, "tokens": {"train": 0, "val": 0}}
-    with open(part / "train.bin", "ab") as train, open(part / "val.bin", "ab") as val, \
-            tqdm(unit=" documents") as bar:
-        outputs = {"train": train, "val": val}
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # then nothing can be used
-            noted = parse_object(progress.read_bytes(), progress)
-            n = noted["done"]["tokens"]
-            fits = all(0 <= n[side] * itemsize <= file.tell() for side, file in outputs.items())
-            if noted["plan"] == plan and fits and noted["done"]["documents"] >= 0:
-                done = noted["done"]
-        for side, file in outputs.items():
-            file.truncate(done["tokens"][side] * itemsize)
-        documents = (text for file in files for text in read_documents(file, plan["field"], plan["errors"]))
-        documents = islice(documents, done["documents"], None)
-        while batch := next_batch(documents, BATCH * threads):
-            texts = {"train": [], "val": []}
-            for text in batch:  # a hash decides, so equal documents go to the same side
-                share = zlib.crc32(text.encode()) / 2 ** 32
-                texts["val" if share < plan["val"] else "train"].append(text)
-            for side, file in outputs.items():
-                ids = tok.encode_documents(texts[side], threads)
-                file.write(ids.tobytes())
-                file.flush()
-                os.fsync(file.fileno())
-                done["tokens"][side] += len(ids)
-            done["documents"] += len(batch)
-            write_atomically(progress, lambda p: p.write_text(json.dumps({"plan": plan, "done": done})))
-            bar.update(done["documents"] - bar.n)
-    return done
-
-
-def sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def load_manifest(folder, block_size, whole=False):
-    """The manifest of a prepared source, after a check of its tokenizer and of the sizes of its files; with
-    whole=True, of every byte."""
-    folder = Path(folder)
-    try:
-        manifest = parse_object((folder / "manifest.json").read_bytes(), folder / "manifest.json")
-        same = sha256(folder / "tokenizer.json") == manifest["tokenizer_sha256"]
-        require(same, f"{folder}/tokenizer.json has changed: prepare again")
-        for side in ("train", "val"):
-            file, n = folder / f"{side}.bin", manifest["tokens"][side]
-            same = file.stat().st_size == n * np.dtype(manifest["dtype"]).itemsize
-            if whole:
-                same = same and sha256(file) == manifest["sha256"][side]
-            require(same, f"{file} is not what its manifest says: prepare it again")
-            require(n > block_size, f"{file} has {n} tokens; a block of {block_size} needs {block_size + 1}: "
-                    "give it more text, a larger --val, or lower --block_size")
-    except (OSError, KeyError, TypeError) as e:
-        raise ValueError(f"{folder} is not a prepared source, or is damaged or of an older version "
-                         f"({type(e).__name__}: {e}): make it with python data.py prepare") from None
-    return manifest
 
 
 # ---------------------------------------------------------------------------------------------------- sampler
@@ -646,6 +389,245 @@ class Mixture:
         return xy[:, :-1], xy[:, 1:], np.array(rows)
 
 
+# ------------------------------------------------------------------------------------------------------ files
+FORMATS = {  # what files begin with that are no plain text
+    "a Git LFS pointer": rb"version https://git-lfs", "a tar archive": rb".{257}ustar",
+    "a zip archive": rb"PK[\x03\x05]", "gzip in gzip": rb"\x1f\x8b", "bzip2": rb"BZh\d1AY", "xz": rb"\xfd7zX",
+    "zstd": rb"\x28\xb5\x2f\xfd", "parquet": rb"PAR1[^ -~\s]", "UTF-16 or UTF-32": rb"\xff\xfe|\xfe\xff",
+    "UTF-16, UTF-32 or no text at all": rb".*\x00"}
+TEXT_FILE = r"(?i)(?<!^manifest|^tokenizer)\.(txt|jsonl?|ndjson)(\.gz)?$"  # in a folder; not prepare's own
+JSON_FILE = r"(?i)\.(jsonl?|ndjson)(\.gz)?$"
+JSON_LINE = r'\s*(\[\s*)?\{\s*"|\s*[\[{]\s*$'  # what JSON begins with, whatever the name of the file
+LONGEST_DOCUMENT = 1 << 18   # characters; a longer one is cut (tiktoken fails at a million spaces in a row)
+
+
+def refuse(message, code=2):
+    """Ends the program after a user's mistake, with one line on stderr."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def sha256(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def write_atomically(path, write):
+    """Calls write(temporary path), then renames that file to path. So path never holds half a file. Raises
+    OSError with the path and the reason, such as a full disk; path then still holds what it held before."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two processes never share it
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as e:  # NumPy and torch do not tell what the system said
+        raise OSError(f"{path} cannot be written ({e}): is the disk full?") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_lines(path, errors=None):
+    """Yields ("FILE, line N", line) of a text in UTF-8, also gzipped; a blank line is "". Lines end at \\n,
+    \\r\\n or \\r, not at U+2028, which JSON may hold. Byte-order marks go. errors is "strict", "replace", or
+    None in a command without that flag. Raises ValueError if the file is not such a text."""
+    n = 0
+    with open(path, "rb") as file:
+        try:
+            file = gzip.open(file) if file.peek(2)[:2] == b"\x1f\x8b" else file
+            for kind, start in FORMATS.items():
+                good = not regex.match(start, file.peek(4096), regex.DOTALL)
+                require(good, f"{path} is {kind}: give the text itself, in UTF-8 (Git LFS: git lfs pull)")
+            for n, line in enumerate(io.TextIOWrapper(file, "utf-8", errors), 1):
+                require("\0" not in line, f"{path}, line {n}: a NUL byte, so this is no text")
+                line = line.replace("\ufeff", "").rstrip("\n")
+                yield f"{path}, line {n}", line if line.strip() else ""
+        except UnicodeDecodeError as e:
+            n += 1 + e.object[:e.start].count(b"\n")
+            hint = "; if little is damaged, use --errors replace" if errors else ""
+            raise ValueError(f"{path}, line {n}: byte 0x{e.object[e.start]:02x} is not UTF-8{hint}") from None
+        except (EOFError, OSError, zlib.error) as e:
+            raise ValueError(f"{path}, after line {n}: cannot be read ({e}); is the file whole?") from None
+
+
+def read_text(path):
+    return "\n".join(line for _, line in read_lines(path))
+
+
+def read_json_lines(path, errors=None):
+    """Yields ("FILE, line N", dict) of each line that is not blank."""
+    for where, line in read_lines(path, errors):
+        if line:
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as e:
+                raise ValueError(f"{where}: not JSON ({e})") from None
+            require(isinstance(row, dict), f"{where}: {line[:40]!r} is not an object with named fields")
+            yield where, row
+
+
+def load_tokenizer(spec):
+    """The tokenizer of 'gpt2', of a prepared source or a run, or of a folder with GPT-2's published files."""
+    folder = Path(spec)
+    try:
+        if (folder / "vocab.json").exists():
+            return published_tokenizer(folder)
+        if (folder / "tokenizer.json").exists():
+            return Tokenizer.from_json(read_text(folder / "tokenizer.json"))
+        require(str(folder) == "gpt2", "there is none")
+        return Tokenizer(tiktoken.get_encoding("gpt2")._mergeable_ranks, GPT2_SPLIT)
+    except Exception as e:  # damaged files, or no network; tiktoken lets its downloader's exceptions through
+        raise ValueError(f"no tokenizer in {folder} ({type(e).__name__}: {e}): give gpt2, a prepared source, "
+                         "or vocab.json and merges.txt (of save_vocabulary() in transformers)") from None
+
+
+def published_tokenizer(folder):
+    """A Tokenizer from GPT-2's vocab.json, {token: id}, and merges.txt, the pairs to merge, in order."""
+    ids, eot = json.loads(read_text(folder / "vocab.json")), None
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]  # they are spelled with characters from U+0100 on
+    byte_of = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+    merges = [line for _, line in read_lines(folder / "merges.txt") if not line.startswith("#version")]
+    tokens = [*byte_of, *("".join(line.split()) for line in merges if line)]
+    ranks = {bytes(byte_of[c] for c in token): ids[token] for token in tokens}
+    for file, key in (("vocab.json", EOT), ("added_tokens.json", EOT), ("config.json", "eos_token_id")):
+        if eot is None and (folder / file).exists():
+            eot = json.loads(read_text(folder / file)).get(key)
+    require(isinstance(eot, int), f"{EOT} has no id in vocab.json, added_tokens.json or config.json")
+    merged = list(ranks.values())[256:]
+    good = merged == sorted(merged) and len({eot, *ranks.values()}) == len(ranks) + 1
+    require(good, "two ids are equal, or they do not rise in the order of the merges")
+    return Tokenizer(ranks, GPT2_SPLIT, eot)
+
+
+# -------------------------------------------------------------------------------------------------- real text
+def find_texts(paths, found, others, are_named=True):
+    """Adds {real path: path} to found: the files and folders that are named, and below the folders the files
+    that may hold text. Counts in others why the rest is passed over. A link's target is taken once."""
+    for path in paths:
+        if path.name.startswith(".") and not are_named:
+            others["hidden"] += 1
+        elif not path.exists():
+            raise ValueError(f"{path} does not exist, or is a broken link")
+        elif path.is_file() and not are_named and not regex.search(TEXT_FILE, path.name):
+            others["of another kind"] += 1
+        elif path.resolve() in found:
+            others["met before"] += 1
+        else:
+            found[path.resolve()] = path
+            if path.is_dir():
+                find_texts(sorted(path.iterdir()), found, others, are_named=False)
+
+
+def read_documents(path, field="text", errors="strict", skip_null=False):
+    """Yields the documents of a file that are not empty, in pieces of at most LONGEST_DOCUMENT characters.
+    JSON lines, which the ending or the first line tells, hold one each. Else blank lines separate them."""
+    first = next((line for _, line in read_lines(path, errors) if line), "")
+    is_json = regex.search(JSON_FILE, path.name) or regex.match(JSON_LINE, first)
+    for text in json_texts(path, field, errors, skip_null) if is_json else paragraphs(path, errors):
+        for start in range(0, len(text), LONGEST_DOCUMENT):
+            yield text[start:start + LONGEST_DOCUMENT]
+
+
+def paragraphs(path, errors):
+    for is_text, lines in groupby((line for _, line in read_lines(path, errors)), key=bool):
+        while is_text and (some := list(islice(lines, 10_000))):
+            yield "\n".join(some)
+
+
+def json_texts(path, field, errors, skip_null):
+    for where, row in read_json_lines(path, errors):
+        require(field in row, f"{where}: no field {field!r}, but {', '.join(row)}; name one with --field")
+        text = row[field]
+        if text is None and skip_null:
+            continue
+        require(isinstance(text, str), f"{where}: {field!r} holds {json.dumps(text)[:40]}, expected a text "
+                "(--skip_null leaves out rows where it holds null)")
+        text = text.encode("utf-8", "replace").decode()  # JSON can spell half of a surrogate pair
+        yield text.replace("\r\n", "\n").replace("\r", "\n").replace("\ufeff", "")
+
+
+def prepare(name, paths, out="data", field="text", tokenizer="gpt2", vocab_size=8192, val=0.005,
+            errors="strict", skip_null=False):
+    """Encodes text files into the folder out/name and returns it. Works in out/name.part; an interrupted run
+    starts again. Raises ValueError for a mistake, where possible before anything is written."""
+    final, part = Path(out) / name, Path(out) / f"{name}.part"
+    require(not final.exists(), f"{final} is there already: choose another --name")
+    require(0 < val < 1, f"--val is {val}, expected a share between 0 and 1")
+    found, others = {}, Counter()
+    find_texts(map(Path, paths), found, others)
+    files = [path for path in found.values() if path.is_file()]
+    reasons = ", ".join(f"{n} {reason}" for reason, n in others.items())
+    print(f"{len(files)} files taken; passed over: {reasons or 'none'}")
+    read = partial(read_documents, field=field, errors=errors, skip_null=skip_null)
+    empty = [str(file) for file in files if not any(read(file))]  # a wrong --field is found here, too
+    require(files and not empty, f"no text in {', '.join(empty or map(str, paths))}")
+    if tokenizer == "bpe":
+        each = 1 + 20_000 // len(files)
+        sample = [text[:2000] for file in files for text in islice(read(file), each)]
+        tok = Tokenizer(train_bpe(sample, vocab_size))
+    else:
+        tok = load_tokenizer(tokenizer)
+    documents = chain.from_iterable(map(read, files))
+    tokens, digest = {"train": 0, "val": 0}, hashlib.sha256()
+    part.mkdir(parents=True, exist_ok=True)
+    with open(part / "train.bin", "wb") as train_file, open(part / "val.bin", "wb") as val_file, \
+            tqdm(unit=" documents") as bar:
+        while batch := list(islice(documents, 1000)):
+            texts = {"train": [], "val": []}
+            for text in batch:  # a hash decides: equal documents share a side, a smaller --val is in a larger
+                is_held_out = zlib.crc32(text.encode()) < val * 2 ** 32
+                texts["val" if is_held_out else "train"].append(text)
+            ids = {side: tok.encode_documents(texts[side]) for side in texts}
+            train_file.write(ids["train"])
+            digest.update(ids["train"])
+            val_file.write(ids["val"])
+            tokens = {side: n + len(ids[side]) for side, n in tokens.items()}
+            bar.update(len(batch))
+    (part / "tokenizer.json").write_text(tok.to_json())
+    manifest = dict(name=name, documents=bar.n, tokens=tokens, val=val, dtype=tok.dtype.name,
+                    vocab_size=tok.vocab_size, tokenizer_sha256=sha256(part / "tokenizer.json"),
+                    sha256=digest.hexdigest(), files=[str(file) for file in files], passed_over=others)
+    (part / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    load_manifest(part, 0)
+    os.replace(part, final)
+    print(f"{final}: {tokens['train']:,} tokens for training, {tokens['val']:,} for validation")
+    return final
+
+
+def load_manifest(folder, block_size):
+    """The manifest of a prepared source, after a check of its tokenizer and of the sizes of its files."""
+    folder = Path(folder)
+    try:
+        manifest = json.loads(read_text(folder / "manifest.json"))
+        same = sha256(folder / "tokenizer.json") == manifest["tokenizer_sha256"]
+        for side, n in manifest["tokens"].items():
+            size = (folder / f"{side}.bin").stat().st_size
+            same = same and size == n * np.dtype(manifest["dtype"]).itemsize
+        require(same and len(manifest["sha256"]) == 64, "its files have changed, or are of an older version")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
+        raise ValueError(f"{folder} is not as data.py prepare makes it ({e}): prepare it again") from None
+    for side, n in manifest["tokens"].items():
+        require(n > block_size, f"{folder}/{side}.bin has {n} tokens; a block needs {block_size + 1}: give "
+                "it more text (blank lines separate documents), or change --val or --block_size")
+    return manifest
+
+
+def held_out_overlap(a, b):
+    """How many held-out documents of the prepared source a are trained on in b, which has its tokenizer."""
+    tok = load_tokenizer(a)
+
+    def documents(file):
+        ids, start, step = np.memmap(file, tok.dtype, mode="r"), 0, 1 << 24
+        for i in range(0, len(ids), step):
+            for end in i + np.flatnonzero(ids[i:i + step] == tok.eot):
+                yield ids[start:end].tobytes()
+                start = end
+        yield ids[start:].tobytes()
+
+    held_out = set(documents(Path(a) / "val.bin")) - {b""}  # the file begins with EOT
+    return len(held_out.intersection(documents(Path(b) / "train.bin")))
+
+
 # ----------------------------------------------------------------------------------------------- command line
 def one_line_parser(argument_default=argparse.SUPPRESS, **kwargs):
     """A parser that names a mistake in one line. By default, a flag that is not given is left out."""
@@ -667,13 +649,6 @@ def show(seed=0, target_order="SOV", cognates=0.4):
             print(f"--- {name}, {kind} ({share:.1%} of the documents)\n{text} \n[{pieces} ...]\n")
 
 
-def check(folders):
-    """Verifies every byte of prepared sources."""
-    for folder in folders:
-        tokens = load_manifest(folder, 0, whole=True)["tokens"]
-        print(f"{folder}: whole; {tokens['train']:,} tokens for training, {tokens['val']:,} for validation")
-
-
 def main():
     parser = one_line_parser()
     commands = parser.add_subparsers(dest="command", parser_class=one_line_parser)
@@ -688,22 +663,20 @@ def main():
     flag("--field", help="of a JSON line that holds the text, by default text")
     flag("--tokenizer", help="gpt2 (the default), bpe (of these files) or a folder with one")
     flag("--vocab_size", type=int, help="of --tokenizer bpe, at most; by default 8192")
-    flag("--val", type=float, help="share of the documents for validation, by default 0.005")
+    flag("--val", type=float, help="share of held-out documents, the same for all sources; by default 0.005")
     flag("--errors", choices=["strict", "replace"], help="on invalid UTF-8, by default strict")
-    flag("--workers", type=int, help="threads, by default as many as cores")
-    flag = commands.add_parser("check", description="Verifies every byte of prepared sources.").add_argument
-    flag("folders", nargs="+", help="folders that data.py prepare made, such as data/eu")
+    flag("--skip_null", action="store_true", help="leave out JSON lines whose field holds null")
     words = sys.argv[1:]
     if not words or words[0] not in commands.choices:
         words.insert(0, "show")
     flags = vars(parser.parse_args(words))
-    command = {"show": show, "prepare": prepare, "check": check}[flags.pop("command")]
+    command = {"show": show, "prepare": prepare}[flags.pop("command")]
     try:
         command(**flags)
     except (ValueError, OSError) as e:
         refuse(e)
     except KeyboardInterrupt:
-        refuse("stopped; the same command goes on from there", 130)
+        refuse("stopped; the same command starts again", 130)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@
 The same command, given again, continues what was interrupted. Elhady et al. 2025 is "the paper" below.
 
 How it works: a job is one model to train, the base or an arm. prepare(job) writes its tokenizer and the
-tokens of its corpora. train(job) reads them and writes NAME.pt, a checkpoint, and NAME.jsonl, a log. The job `base`
-comes first; every arm starts from its end. run_jobs() trains several side by side, each in a process of its
-own. Then write_study() gathers the logs, and results/report.py draws the report.
+tokens of its corpora. train(job) reads them and writes NAME.pt, a checkpoint, and NAME.jsonl, a log. The job
+`base` comes first; every arm starts from its end. run_jobs() trains several side by side, each in a process
+of its own. At the end finish() gathers the logs, and results/report.py draws the report.
 """
 import contextlib
 import functools
@@ -67,8 +67,6 @@ class Arm:
     trained: str = ""         # a regular expression: only parameters in whose names it is found are trained
     l2: float = 0.0           # L2 penalty to the base: every step moves lr * l2 of the way back to it
     base: str = ""            # the base to start from, one of BASES
-    start: str = ""           # an arm to start from instead of a base
-    steps: int = 0            # 0: Settings.steps
 
 
 ARMS = {
@@ -91,7 +89,7 @@ def setting(default, meaning, low=0, high=10 ** 12, choices=()):
 
 ABOVE_ZERO = 1e-12
 COMPILE_MODES = ("", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-GATE = dict(gain=25.0, label_english=90.0, cloze_english=90.0)  # least that a base must reach; points, percent
+GATE = dict(gain=25.0, label_english=90.0, cloze_english=90.0)  # what a base must reach: points, percent
 
 
 @dataclass
@@ -105,12 +103,10 @@ class Settings:
     seed: int = setting(3000, "seed of the base: world, corpora, initial weights, order of the data")
     data_seed: int = setting(0, "seed of the order of the data in the CPT")
     bench_seed: int = setting(1234, "seed of the benchmark's items")
-    only: str = setting("", "'base', or some arms, separated by commas; all arms of the study if not given. An "
-                            "arm of your own is a line of ARMS in train.py")
+    only: str = setting("", "'base', or arms, with commas between; your own is a line of ARMS in train.py")
     init: str = setting("", "start the arms from this checkpoint, or from the files of a GPT-2 in a folder")
     # real text in place of the toy languages
-    source: list = setting((), "NAME=FOLDER made by `data.py prepare`, once for every source; the first plays "
-                               "the role of `target`, the second that of `english`")
+    source: list = setting((), "NAME=FOLDER of `data.py prepare`, repeatable; first `target`, then `english`")
     task: str = setting("", "file of multiple choice in the target language; it replaces the label task")
     shots: int = setting(5, "examples before every question of --task")
     # the world
@@ -124,17 +120,15 @@ class Settings:
     n_embd: int = setting(128, "channels", 1)
     block_size: int = setting(64, "tokens in a row, the longest context", 1)
     # pretraining of the base: Muon for the matrices of the blocks, AdamW for the rest
-    base_steps: int = setting(3200, "steps of the pretraining", 1)
+    base_steps: int = setting(3200, "steps of the pretraining", 1, 10 ** 6)
     base_batch_size: int = setting(32, "rows in a batch of the pretraining", 1)
-    base_curriculum: str = setting("english=rest target=constant(0.007)", "mixture of the pretraining; real "
-                                   "base models have seen a little of every language, too")
+    base_curriculum: str = setting("english=rest target=constant(0.007)", "mixture of the pretraining")
     muon_lr: float = setting(0.02, "peak learning rate of Muon; 0 gives its matrices to AdamW")
     base_lr: float = setting(3e-3, "peak learning rate of AdamW in the pretraining", ABOVE_ZERO)
     base_warmup: int = setting(50, "steps of linear warm-up in the pretraining")
-    gate: int = setting(1, "1 leaves out a base that has learned too little (GATE in train.py): its arms would "
-                           "have nothing to lose; 0 keeps it", 0, 1)
+    gate: int = setting(1, "1 leaves out a base that does not reach GATE, with its arms; 0 keeps it", 0, 1)
     # continued pretraining with AdamW, as in the paper
-    steps: int = setting(1000, "steps of an arm", 1)
+    steps: int = setting(1000, "steps of an arm", 1, 10 ** 6)
     batch_size: int = setting(16, "rows in a batch of an arm", 1)
     lr: float = setting(4e-3, "peak learning rate of an arm", ABOVE_ZERO)
     warmup: float = setting(0.01, "share of the steps for the linear warm-up", 0, 1)
@@ -149,8 +143,7 @@ class Settings:
     validation_blocks: int = setting(128, "blocks of validation text for a perplexity", 1)
     # the machine
     device: str = setting("", "cpu or cuda; cuda where it is found", choices=("", "cpu", "cuda"))
-    dtype: str = setting("", "float32 or bfloat16; bfloat16 where the hardware has instructions for it",
-                         choices=("", "float32", "bfloat16"))
+    dtype: str = setting("", "bfloat16 if the hardware has it", choices=("", "float32", "bfloat16"))
     processes: int = setting(0, "models trained at once; 0 lets the number of cores or GPUs decide")
     compile: str = setting("", "mode of torch.compile; not used if not given", choices=COMPILE_MODES)
     checkpoint_every: int = setting(250, "steps between two checkpoints", 1)
@@ -164,17 +157,12 @@ class Settings:
                 raise ValueError(f"--{f.name} is {value}, expected a number {least} to {high:,}")
             if f.metadata["choices"]:
                 check_name(f"--{f.name}", value, f.metadata["choices"])
-        rows = self.batch_size if self.init else math.gcd(self.batch_size, self.base_batch_size)
-        require(rows % self.accumulate == 0, f"--accumulate is {self.accumulate}, expected a divisor of "
-                                             "--batch_size and --base_batch_size")
         require(re.fullmatch(r"\w[\w.+-]*", self.name), f"--name is {self.name!r}, expected the name of a "
                                                         "folder under runs/: letters, digits, _ . + -")
-        names = [text.split("=")[0] for text in self.source]
-        for text in self.source:
-            require(re.fullmatch(r"\w[\w+-]*=.+", text) and names.count(text.split("=")[0]) == 1,
-                    f"--source is {text!r}, expected NAME=FOLDER, as in eu=data/eu, and every name once")
-        require("target" not in names[1:] and "english" not in [*names[:1], *names[2:]], "--source: the first "
-                "plays the role of `target`, the second that of `english`; these names have no other place")
+        good = all(re.fullmatch(r"\w[\w+-]*=.+", text) for text in self.source)
+        require(good and (not self.source or len(self.corpora()) == len(self.source)),
+                f"--source is {self.source}, expected NAME=FOLDER, as in eu=data/eu; every name once, and not "
+                "`target` or `english`, whose roles the first two play")
         GPTConfig(self.vocab_size, self.block_size, self.n_layer, self.n_head, self.n_embd)
         self.world().languages()  # refuses an impossible word order
 
@@ -184,13 +172,13 @@ class Settings:
 
     def corpora(self):
         """{name in the curricula: the Path of a prepared source, or the name of a toy corpus}."""
-        if not self.source:
-            return {name: name for name in SOURCES}
-        pairs, found = [text.split("=", 1) for text in self.source], {}
-        for role, (_, where) in zip(["target", "english", *(name for name, _ in pairs[2:])], pairs):
+        found = {}
+        for i, text in enumerate(self.source):
+            name, where = text.split("=", 1)
             is_toy = where in SOURCES and not Path(where, "manifest.json").exists()
+            role = ("target", "english")[i] if i < 2 else name
             found[role] = where if is_toy else Path(where)
-        return found
+        return found or {name: name for name in SOURCES}
 
     def prepared(self):
         """{name in the curricula: folder} of the sources that `data.py prepare` has made."""
@@ -255,7 +243,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(x):
-    """About U V^T of a matrix x = U S V^T: five steps of a polynomial that brings the singular values to 1."""
+    """About U V^T of a matrix x = U S V^T: five steps of a polynomial that brings singular values to 1."""
     if x.size(0) > x.size(1):
         return orthogonal(x.mT).mT
     x = x / x.norm().clamp(min=1e-7)
@@ -294,13 +282,16 @@ def pull_back(model, base, share):
 
 # ----------------------------------------------------------------------------------------------- the one loop
 def train(job, line=0):
-    """Trains a job to its end, from its checkpoint if it has one, and returns the rows of its log. line: where
-    in the terminal its progress is shown. Under torchrun all processes call this together: each takes its
-    share of every batch, the first one measures and writes."""
+    """Trains a job to its end, from its checkpoint if it has one, and returns the rows of its log. line: of
+    the terminal, for its progress. Under torchrun all processes call this together: each takes its share of
+    every batch, the first one measures and writes."""
     s, arm, (rank, world) = job.settings, job.arm, rank_and_world()
     tok, curriculum = job.tokenizer(), Curriculum(arm.curriculum)
     mixture = Mixture(open_data(job, "train", curriculum.shapes, tok), s.block_size, job.data_seed)
     benchmark = bench.Benchmark(s.world(), tok, *s.benchmark_arguments())
+    longest = benchmark.longest()
+    require(longest <= s.block_size, f"the longest prompt has {longest} tokens with its answer, but "
+                                     f"--block_size is {s.block_size}: raise it")
     model, base = make_model(job, tok)                         # base: {name: the weights before training}
     optimizers = make_optimizers(model, job)                   # {"adamw": ..., "muon": ...}
     parts = {"model": model, **optimizers}                     # what a checkpoint holds the state of
@@ -319,12 +310,12 @@ def train(job, line=0):
         # measure and save
         measure_now = step in job.evaluate_at() and not (rows and rows[-1]["step"] == step)
         if measure_now:
-            row = describe(job, step, lr, losses, tokens)
-            rows.append(row | measure(job, step, model, parts.get("ema"), benchmark, base))
+            row = {"lr": job.lr * lr} | {f"tokens_{name}": n for name, n in tokens.items()}
+            rows.append(row | measure(job, step, losses, model, parts.get("ema"), benchmark, base))
             losses = []
         if step == job.steps or (step > first and step % s.checkpoint_every == 0):
             save(job, tok, step, rows, losses, tokens, parts)
-        if measure_now and rank == 0:                          # after the checkpoint, so it is never ahead
+        if rank == 0 and (measure_now or step == job.steps):   # after the checkpoint, so it is never ahead
             write_lines(job.log, rows)
         if step == job.steps:
             bar.close()
@@ -337,7 +328,7 @@ def train(job, line=0):
             xy = xy.pin_memory().to("cuda", non_blocking=True)
         loss = torch.zeros((), device=s.device)
         for i, (xs, ys) in enumerate(xy.chunk(s.accumulate, dim=1), 1):
-            forward.require_backward_grad_sync = i == s.accumulate    # for DDP: exchange gradients once a step
+            forward.require_backward_grad_sync = i == s.accumulate    # DDP exchanges gradients once a step
             with autocast:
                 part = forward(xs, ys)[1] / s.accumulate
             part.backward()
@@ -360,7 +351,7 @@ def train(job, line=0):
         for name in sources:
             tokens[name] += s.block_size
         bar.update()
-        if step % 10 == 0:                                     # on a GPU, to look at a number is to wait for it
+        if step % 10 == 0:                                     # not always: to look is to wait for a GPU
             bar.set_postfix_str(f"loss {look_at(job, step, losses[-1:])[0, 0]:.2f}", refresh=False)
 
 
@@ -370,40 +361,34 @@ def rank_and_world():
 
 
 def look_at(job, step, losses):
-    """Training losses and gradient norms (n, 2) from a list of n such pairs; under torchrun, the means over all
-    processes. Raises ValueError if one is not finite."""
+    """Training losses and gradient norms (n, 2) from a list of n such pairs; under torchrun, the means over
+    all processes. Raises ValueError if one is not finite."""
     seen, (_, world) = torch.stack(losses), rank_and_world()
     if world > 1:
         dist.all_reduce(seen)
         seen /= world
-    rates, kept = "--lr" if job.start else "--muon_lr and --base_lr", job.path if job.path.exists() else "none"
-    require(seen.isfinite().all(), f"the loss or its gradient is no longer finite at step {step}; last good "
-                                   f"checkpoint: {kept}. Lower {rates}, under another --name")
+    rates = "--lr" if job.start else "--muon_lr and --base_lr"
+    require(seen.isfinite().all(), f"the loss or its gradient is no longer finite at step {step}. Lower "
+                                   f"{rates} under another --name; what {job.path} holds was saved before")
     return seen
 
 
-def describe(job, step, lr, losses, tokens):
-    """A row of the log, without its metrics."""
-    s, loss = job.settings, look_at(job, step, losses)[:, 0] if losses else None
-    row = {"arm": job.name, "seed": s.seed, "data_seed": s.data_seed, "bench_seed": s.bench_seed, "step": step,
-           "lr": job.lr * lr, "commit": code_version(), "machine": machine(s.device)}
-    if losses:
-        row |= {"train_loss": loss.mean().item(), "train_loss_max": loss.max().item()}
-    return row | {f"tokens_{name}": n for name, n in tokens.items()}
-
-
-def measure(job, step, model, ema, benchmark, base):
-    """The metrics of a row: of the model with LoRA merged, or of the average of a shadow EMA. Under torchrun the
-    first process alone measures."""
+def measure(job, step, losses, model, ema, benchmark, base):
+    """A row of the log: where it comes from, the losses since the last row, and the metrics of the model with
+    LoRA merged, or of the average of a shadow EMA. Under torchrun the first process alone has the metrics."""
     s, arm = job.settings, job.arm
+    row = {"arm": job.name, "seed": s.seed, "data_seed": s.data_seed, "bench_seed": s.bench_seed,
+           "step": step, "commit": code_version(), "machine": machine(s.device)}
+    if losses:
+        seen = look_at(job, step, losses)[:, 0]
+        row |= {"train_loss": seen.mean().item(), "train_loss_max": seen.max().item()}
     if rank_and_world()[0] > 0:
-        return {}
+        return row
     names = [name for name in ("english", "target") if name in s.corpora()]
-    validation = open_data(job, "val", names, benchmark.tok)
+    validation, ends = open_data(job, "val", names, benchmark.tok), step in (0, job.steps)
     with ema.applied() if arm.shadow else contextlib.nullcontext():
         whole = merge_lora(model) if arm.lora_rank else model
-        ends = step in (0, job.steps)
-        return bench.evaluate(whole, benchmark, validation, base, s.validation_blocks, full=ends)
+        return row | bench.evaluate(whole, benchmark, validation, base, s.validation_blocks, full=ends)
 
 
 def progress_bar(job, first, line):
@@ -417,7 +402,7 @@ def progress_bar(job, first, line):
 # ------------------------------------------------------------------------------------------------------- jobs
 @dataclass(frozen=True)
 class Job:
-    """One run of the loop: a base from random weights, or an arm from the end of another job or a checkpoint."""
+    """One run of the loop: a base from random weights, or an arm from its base or another checkpoint."""
     settings: Settings
     name: str
     arm: Arm
@@ -475,43 +460,47 @@ class Job:
         end = self.rows()[-1]
         for key, floor in GATE.items():
             if self.name == "base" and self.settings.gate and end.get(key, 100) < floor:
-                return (f"{self.title} reached {end[key]:.1f} on {key}, its gate is {floor:g}: its arms would "
-                        "have nothing to lose. Give it more --base_steps or try another --seed")
+                return (f"{self.title} reached {end[key]:.1f} on {key}, its gate is {floor:g}: its arms "
+                        "would have nothing to lose. Give it more --base_steps or try another --seed")
         return ""
 
     def evaluate_at(self):
-        """Steps to evaluate at: 0, 1, 2, 5, 10, 20, 50 ... and the last, dense at the start as in the paper. A
-        base is evaluated in the middle and at the end of its run."""
+        """Steps to evaluate at: 0, 1, 2, 5, 10, 20, 50 ... and the last, dense at the start as in the paper.
+        A base is evaluated in the middle and at the end of its run."""
         if not self.start:
             return {self.steps // 2, self.steps}
         dense = {digit * 10 ** k for digit in (1, 2, 5) for k in range(12)}
         return {step for step in dense if step < self.steps} | {0, self.steps}
 
 
-def make_job(study, i, name, base=""):
-    """The job of run i with that name: 'base', from BASES[base], or one of ARMS. study: its Settings."""
-    arm = Arm("", base=base) if name == "base" else ARMS[name]
-    base = arm.base or base
-    s = study.run(i, base, arm.schedule)
-    folder = Path("runs") / s.name / f"seed{s.seed}" / base
+def make_base(study, i, base=""):
+    """The job of run i that trains BASES[base]. study: the Settings of the study."""
+    s = study.run(i, base)
+    arm, folder = Arm(s.base_curriculum, base=base), Path("runs") / s.name / f"seed{s.seed}" / base
+    return Job(s, "base", arm, folder, s.base_steps, s.base_batch_size, s.base_lr, warmup=s.base_warmup,
+               lr_until=s.base_steps, lr_floor=0.0)
+
+
+def make_job(study, i, name):
+    """The job of run i that trains ARMS[name], from its base or from --init; 'base' is its base alone."""
     if name == "base":
-        return Job(s, name, replace(arm, curriculum=s.base_curriculum), folder, s.base_steps,
-                   s.base_batch_size, s.base_lr, warmup=s.base_warmup, lr_until=s.base_steps, lr_floor=0.0)
-    needs, start, steps = None, s.init, arm.steps or s.steps
-    if arm.start or not s.init:
-        needs = make_job(study, i, arm.start or "base", base)
-        start = str(needs.path)
-    return Job(s, name, arm, folder, steps, s.batch_size, s.lr * arm.lr_scale,
-               warmup=round(s.warmup * steps), lr_until=round(s.lr_until * steps), lr_floor=s.lr_floor,
-               needs=needs, start=start)
+        return make_base(study, i)
+    arm = ARMS[name]
+    s = study.run(i, arm.base, arm.schedule)
+    needs = None if s.init else make_base(study, i, arm.base)
+    folder = Path("runs") / s.name / f"seed{s.seed}" / arm.base
+    return Job(s, name, arm, folder, s.steps, s.batch_size, s.lr * arm.lr_scale,
+               warmup=round(s.warmup * s.steps), lr_until=round(s.lr_until * s.steps), lr_floor=s.lr_floor,
+               needs=needs, start=s.init or str(needs.path))
 
 
 def check_job(job):
     """Raises ValueError if a job asks for what cannot be run, or if its checkpoint has other settings."""
-    arm, curriculum = job.arm, Curriculum(job.arm.curriculum)
+    curriculum = Curriculum(job.arm.curriculum)
     job.settings.check()
-    require(-1 <= arm.ema_alpha <= 1 <= arm.ema_every and min(arm.lora_rank, arm.l2, arm.steps) >= 0,
-            f"arm {job.name!r} has a value out of its range: {arm}")
+    parts = rank_and_world()[1] * job.settings.accumulate
+    require(job.batch_size % parts == 0, f"a batch of {job.batch_size} rows cannot be cut into {parts} "
+                                                   "equal parts, --accumulate for each process")
     for name in curriculum.shapes:
         check_name(f"a source in the curriculum of {job.name!r}", name, job.settings.corpora())
     curriculum.check(job.steps)
@@ -524,7 +513,7 @@ def make_model(job, tok):
     s = job.settings
     torch.manual_seed(s.seed)
     if not job.start:
-        model = GPT(GPTConfig(tok.vocab_size, s.block_size, s.n_layer, s.n_head, s.n_embd))
+        model = GPT(GPTConfig(tok.vocab_size, s.block_size, s.n_layer, s.n_head, s.n_embd, activation="gelu"))
     elif Path(job.start).is_dir():
         model = load_gpt2(job.start)
     else:
@@ -538,14 +527,12 @@ def make_model(job, tok):
         add_lora(model, job.arm.lora_rank)
     for name, p in model.named_parameters():
         p.requires_grad_(bool(re.search(job.arm.trained, name)))
-    require(any(p.requires_grad for p in model.parameters()),
-            f"no parameter has a name in which {job.arm.trained!r} is found")
     return model.to(s.device), base
 
 
 # ----------------------------------------------------------------------------------------- the files of a job
 def prepare(job):
-    """Writes what the job reads and no other job has written: its tokenizer, and the tokens of its corpora."""
+    """Writes what the job reads, if no other job has: its tokenizer, and the tokens of its corpora."""
     s, world = job.settings, job.settings.world()
     job.data.mkdir(parents=True, exist_ok=True)
     if not (job.data / "tokenizer.json").exists():
@@ -582,10 +569,9 @@ def shared_tokenizer(s):
         found[s.init] = Tokenizer.from_json(load_checkpoint(s.init)["tokenizer"])
     elif s.init and Path(s.init, "merges.txt").exists():
         found[s.init] = load_tokenizer(s.init)
-    for where, tok in found.items():
-        first, shared = next(iter(found.items()))
-        require(tok.to_json() == shared.to_json(), f"{where} and {first} have different tokenizers: prepare the "
-                                                   "sources again with the same --tokenizer FOLDER")
+    different = len({tok.to_json() for tok in found.values()}) > 1
+    require(not different, f"{' and '.join(found)} have different tokenizers: prepare the sources again with "
+                           "the same --tokenizer FOLDER")
     return next(iter(found.values()), None)
 
 
@@ -624,18 +610,18 @@ NOT_COMPARED = {"name", "preset", "study", "seeds", "only", "processes", "checkp
 
 
 def check_same(job, ckpt):
-    """Raises ValueError if a job's checkpoint was made with other settings, or by another arm of its name. What
-    the checkpoint lacks counts as its default."""
+    """Raises ValueError if a job's checkpoint was made with other settings, or by another arm of its name.
+    What the checkpoint lacks counts as its default."""
     old = asdict(Settings()) | ckpt["settings"] | asdict(Arm("")) | ckpt["job"]["arm"] | ckpt["contents"]
     new = asdict(job.settings) | asdict(job.arm) | contents(job.settings)
     differ = [f"{key} {old.get(key)!r} there, {value!r} here" for key, value in new.items()
               if key not in NOT_COMPARED and old.get(key) != value]
-    require(not differ, f"{job.path} was made with other settings: {'; '.join(differ)}: choose another --name, "
-                        "or another name for the arm")
+    require(not differ, f"{job.path} was made with other settings: {'; '.join(differ)}: choose another "
+                        "--name, or another name for the arm")
 
 
 def contents(s):
-    """{what: hash} of the files outside the run's folder. So another path to the same files is no difference."""
+    """{what: hash} of the files outside the run's folder: another path to the same files changes nothing."""
     files = {"init": s.init, "task": s.task}
     files |= {f"source {name}": folder / "manifest.json" for name, folder in s.prepared().items()}
     return {what: content_hash(str(file)) for what, file in files.items() if file}
@@ -643,11 +629,8 @@ def contents(s):
 
 @functools.cache
 def content_hash(path):
-    """The hash of a file, or of the weights in a folder."""
-    parts = [path]
-    if Path(path).is_dir():
-        parts = sorted(file for file in Path(path).glob("*model*") if file.is_file())
-    return " ".join(sha256(part)[:16] for part in parts)
+    """The hash of a file; of a folder, of the weights in it."""
+    return " ".join(sha256(file) for file in sorted(Path(path).glob("*model*")) or [path])[:64]
 
 
 @functools.cache
@@ -661,26 +644,25 @@ def code_version():
 @functools.cache
 def machine(device):
     """The GPU, or the CPU with the vector instructions that torch found; cores; torch's version."""
+    name = f"CPU with {torch.backends.cpu.get_cpu_capability()}"
     if device == "cuda":
         name = torch.cuda.get_device_name()
-    else:
-        cpuinfo = Path("/proc/cpuinfo")
-        models = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
-        name = f"{models[0] if models else 'CPU'} with {torch.backends.cpu.get_cpu_capability()}"
+    elif Path("/proc/cpuinfo").exists():
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        name = name.replace("CPU", found[1]) if found else name
     return f"{name}, {os.cpu_count()} cores, torch {torch.__version__}"
 
 
 # ------------------------------------------------------------------------------------------ jobs side by side
 def start_worker(terminal):
-    """What a process of run_jobs() does first."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent alone
-    tqdm.set_lock(terminal)                       # the processes share it
+    """What a process does first: it leaves Ctrl-C to its parent, and ends when its parent does."""
+    def end_with_parent():
+        mp.parent_process().join()
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def end_with_parent():
-    mp.parent_process().join()
-    os._exit(1)
+    tqdm.set_lock(terminal)  # the processes share it
 
 
 def run_job(job, line, gpu, threads):
@@ -693,8 +675,8 @@ def run_job(job, line, gpu, threads):
 
 
 def run_jobs(jobs, processes, gpus):
-    """Trains jobs side by side, each after the one that it needs. Returns {title of a job: why it has no end}.
-    Every process has a pool of its own: one that is killed takes no other along."""
+    """Trains jobs side by side, each after the one that it needs. Returns {title of a job: why it has no
+    end}. Every process has a pool of its own: one that is killed takes no other along."""
     # glibc keeps the memory that a step frees, and need not ask the system for it again at the next step
     os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
     context, threads = mp.get_context("spawn"), torch.get_num_threads()
@@ -769,24 +751,20 @@ def plan(s):
         bench.read_choices(s.task, s.shots)
     others = [name for name in names if ARMS[name].base]
     require(not s.init or (s.seeds == 1 and s.only != "base" and not others),
-            f"--init gives the one base of one run: it goes with neither --seeds nor --only base nor {others}")
+            f"--init gives the one base of one run: it does not go with --seeds, --only base or {others}")
     for i in range(s.seeds):
         for name in ["base"] if s.only == "base" else names:
-            chain = [make_job(s, i, name)]
-            while chain[-1].needs:
-                chain.append(chain[-1].needs)
-            jobs |= {job.path: job for job in reversed(chain)}
+            job = make_job(s, i, name)
+            for one in filter(None, [job.needs, job]):
+                jobs[one.path] = one
     for job in jobs.values():
         check_job(job)
-    lengths = {job.steps for job in jobs.values() if job.name in names}
-    require(len(lengths) < 2, f"{', '.join(names)} take different numbers of steps and cannot share a report: "
-                              "choose arms of one study")
     return list(jobs.values())
 
 
 def write_study(s, left_out):
-    """Gathers the rows of a study's arms into metrics.jsonl of its folder, and what the report has to know into
-    settings.json. Returns the folder."""
+    """Gathers the rows of a study's arms into metrics.jsonl of its folder, and what the report has to know
+    into settings.json. Returns the folder."""
     study, folder, rows = STUDIES[s.study], Path("runs") / s.name / s.study, []
     names = list(dict.fromkeys([*study.arms, *arm_names(s)]))
     for job in [make_job(s, i, name) for name in names for i in range(s.seeds)]:
@@ -799,7 +777,7 @@ def write_study(s, left_out):
             "commits": list(dict.fromkeys(row["commit"] for row in rows))}
     folder.mkdir(exist_ok=True)
     write_lines(folder / "metrics.jsonl", rows)
-    write_atomically(folder / "settings.json", lambda path: path.write_text(json.dumps(info, indent=1) + "\n"))
+    write_atomically(folder / "settings.json", lambda path: path.write_text(json.dumps(info, indent=1)))
     return folder
 
 
@@ -828,18 +806,18 @@ def study(s):
         return train_with_ranks(jobs)
     import fcntl  # here, because Windows has none
     run.mkdir(parents=True, exist_ok=True)
-    with open(run / ".lock", "a") as file:  # it is locked until this process ends, for whatever reason
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{run} is in use by another process: wait for it, or choose another --name") from None
-        names = ", ".join(dict.fromkeys(job.name for job in jobs))
-        print(f"study {s.study}, {s.seeds} x {names}\n{s.dtype}, {machine(s.device)}", flush=True)
-        if dist.is_initialized():
-            return finish(s, jobs, train_with_ranks(jobs))
-        gpus, cores = max(1, torch.cuda.device_count()), torch.get_num_threads()
-        most = cores if s.device == "cpu" else min(cores, 8 * gpus)  # processes on one GPU share its memory
-        finish(s, jobs, run_jobs(jobs, s.processes or most, gpus))
+    file = open(run / ".lock", "a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process ends, for whatever reason
+    except BlockingIOError:
+        raise ValueError(f"{run} is in use by another process: wait, or choose another --name") from None
+    names = ", ".join(dict.fromkeys(job.name for job in jobs))
+    print(f"study {s.study}, {s.seeds} x {names}\n{s.dtype}, {machine(s.device)}", flush=True)
+    if dist.is_initialized():
+        return finish(s, jobs, train_with_ranks(jobs))
+    gpus, cores = max(1, torch.cuda.device_count()), torch.get_num_threads()
+    most = cores if s.device == "cpu" else min(cores, 8 * gpus)  # processes on one GPU share its memory
+    finish(s, jobs, run_jobs(jobs, s.processes or most, gpus))
 
 
 # ----------------------------------------------------------------------------------------------- command line
@@ -882,7 +860,7 @@ def take_from_base(s, given):
         require(s.source or not ckpt["settings"]["source"],
                 f"{s.init} is a base for real text: give its sources, --source NAME=FOLDER")
         known = ckpt["config"] | ckpt["settings"]
-    for key in ("seed", "target_order", "cognates", "vocab_size", "n_layer", "n_head", "n_embd", "block_size"):
+    for key in "seed target_order cognates vocab_size n_layer n_head n_embd block_size".split():
         value = known.get(key, getattr(s, key))
         require(given.get(key, value) == value, f"--{key} is {given.get(key)!r}, but the base {s.init} has "
                                                 f"{value!r}: leave --{key} out, or give another base")
@@ -911,9 +889,9 @@ def main(argv=None):
     except RuntimeError as e:
         if not torchrun:
             raise
-        refuse(f"a process of this run failed or did not come ({str(e).splitlines()[0]}): the same command goes "
-               f"on from the last checkpoint. If torchrun is not wanted, unset TORCHELASTIC_RUN_ID and WORLD_SIZE "
-               f"(now {os.environ.get('WORLD_SIZE')})", code=1)
+        refuse(f"a process of this run failed, or not all came ({str(e).splitlines()[0]}): the same command "
+               "goes on from the last checkpoint. If no torchrun was meant, unset TORCHELASTIC_RUN_ID and "
+               f"WORLD_SIZE (now {os.environ.get('WORLD_SIZE')})", code=1)
     except KeyboardInterrupt:
         print(f"\nstopped; to continue: python train.py {shlex.join(argv)}", file=sys.stderr)
         sys.exit(130)

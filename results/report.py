@@ -1,26 +1,105 @@
-"""Reports: intervals over runs, verdicts on the paper's claims, tables and figures, drawn from the log of a study.
+"""What came out of a study: verdicts on the paper's claims, tables and a figure, all from its log.
 
-    python -m results.report runs/laptop/main    draws a study's report from its log again
-    python -m results.report results             prints claims and comparisons of all studies in a folder
+    python -m results.report runs/laptop/main    draws the report of a study again
+    python -m results.report results             prints the claims and comparisons of all studies in a folder
 
-report(folder) reads settings.json and metrics.jsonl of the study, and writes report.md, summary.json, figure.png.
+train.py leaves two files in a study's folder. metrics.jsonl has a row per evaluation: arm, seed, step, and
+what bench.evaluate() measured. settings.json says what was run, what to compare, what the figure shows.
 """
-import functools
-import itertools
+import copy
 import json
 import math
-import sys
-from collections import defaultdict, namedtuple
+import os
+from collections import namedtuple
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from bench import copain_chance
-from data import COPAIN_TASKS, refuse, require, sha256, write_atomically
+from data import COPAIN_TASKS, one_line_parser, read_json_lines, refuse, require, write_atomically
 
 
-# ----------------------------------------------------------------------------------- intervals over the seeds
+# ----------------------------------------------------------------------------------------- the log of a study
+class Log:
+    """The rows of a study. A run is named by its seed; only runs that finished every arm are compared.
+    log(arm, key, step) is an array with a value per run, so a difference of two is paired by run."""
+
+    def __init__(self, rows, label_chance=50.0, last=None, rules=COPAIN_TASKS):
+        self.rows = {(row["arm"], row["seed"], row["step"]): row for row in rows}
+        self.arms = list(dict.fromkeys(row["arm"] for row in rows))
+        self.steps = sorted({row["step"] for row in rows})
+        self.last = last or max(self.steps, default=0)
+        self.rules, self.chance = rules, {"copain": copain_chance(rules), "label_target": label_chance}
+        self.unfinished = {}  # {seed: the arms that this run has not finished}
+        for seed in sorted({row["seed"] for row in rows}):
+            self.unfinished[seed] = [arm for arm in self.arms if (arm, seed, self.last) not in self.rows]
+        self.seeds = [seed for seed, missing in self.unfinished.items() if not missing]
+        self.of_run, self.runs = "", f"means over {len(self.seeds)} runs"
+        if len(self.seeds) == 1:  # which is no measure of chance
+            self.of_run, self.runs = " in this run", "one run"
+        self.is_old = any("curve_copain" in row for row in rows)
+
+    def __call__(self, arm, key, step=None):
+        step = self.last if step is None else step
+        return np.array([self.rows[arm, seed, step][key] for seed in self.seeds])
+
+    def along(self, arm, key, step):
+        """log(arm, key, step), from the items that are asked at every step."""
+        # Old logs asked fewer items along the way: `curve_...`. Goes, with is_old, when old results go.
+        rows = [self.rows[arm, seed, step] for seed in self.seeds]
+        return np.array([row.get(f"curve_{key}", row.get(key)) for row in rows])
+
+    def estimate(self, arm, key, step=None):
+        """The Estimate of a perplexity (by logarithms, at least 1), a shift, a gain, or a percentage."""
+        values = self(arm, key, step)
+        if "ppl" in key:
+            return Estimate.geometric(values, least=1)
+        return Estimate.of(values) if key.startswith(("shift", "gain")) else Estimate.of(values, 0, 100)
+
+    def difference(self, key, a="target+english", b="target"):
+        """The Estimate of arm a - arm b at the end, paired by run; that of ratio() is of a / b."""
+        return Estimate.of(self(a, key) - self(b, key))
+
+    def ratio(self, key, a="target", b="target+english"):
+        return Estimate.geometric(np.maximum(self(a, key), 1e-9) / np.maximum(self(b, key), 1e-9))
+
+    def has(self, key):
+        """Whether all first and last rows have this metric."""
+        ends = [row for (_, _, step), row in self.rows.items() if step in (0, self.last)]
+        return bool(ends) and all(key in row for row in ends)
+
+    def renamed(self, names):
+        """This log with some of its arms under other names. names: {new name: name in this log}."""
+        log = copy.copy(self)
+        log.arms = [new for new, old in names.items() if old in self.arms]
+        log.rows = {(new, seed, step): row for new, old in names.items()
+                    for (arm, seed, step), row in self.rows.items() if arm == old}
+        return log
+
+
+def read_study(folder):
+    """(Log, settings.json as a dict) of a folder. ValueError if they are damaged, or no run has ended."""
+    try:
+        info = json.loads((folder / "settings.json").read_text())
+        needed = "study question pairs judge judge_best figure x line left_out arms settings machines commits"
+        lacks = [key for key in needed.split() if key not in info]
+        require(not lacks, f"settings.json lacks {', '.join(lacks)}")
+        rows, order = [row for _, row in read_json_lines(folder / "metrics.jsonl")], list(info["arms"])
+        rows.sort(key=lambda row: (order.index(row["arm"]), row["seed"], row["step"]))
+        rules = [key for row in rows[:1] for key in row["copain_tasks"] if "_zero-shot" not in key]
+        last = max(arm.get("steps", 0) for arm in info["arms"].values()) or info["settings"]["steps"]
+        ended = {row["arm"] for row in rows if row["step"] == last}  # of an unfinished study, maybe not all
+        rows = [row | row.get("copain_tasks", {}) for row in rows if row["arm"] in ended]
+        log = Log(rows, float(info.get("label_chance", 50)), last, rules or COPAIN_TASKS)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise ValueError(f"{folder} holds no study that can be read ({type(e).__name__}: {e}): rerun it, "
+                         "which writes metrics.jsonl and settings.json, or give another folder") from None
+    require(log.seeds, f"{folder}: no run has finished all of the study's arms: rerun the study to go on")
+    return log, info
+
+
+# -------------------------------------------------------------------------------------------------- intervals
 # 97.5% quantiles of Student's t for 1 to 20 degrees of freedom; more count as 20: a bit wider than need be
 T_975 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145,
          2.131, 2.120, 2.110, 2.101, 2.093, 2.086]
@@ -36,69 +115,28 @@ class Estimate:
     @classmethod
     def of(cls, values, least=-math.inf, most=math.inf):
         """Of a value per run. The interval is cut to [least, most], where values can be."""
-        n, mean = len(values), float(np.mean(values))
-        half = float(T_975[min(n - 2, 19)] * np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else 0.0
+        n, mean, half = len(values), float(np.mean(values)), 0.0
+        if n > 1:
+            half = float(T_975[min(n - 2, 19)] * np.std(values, ddof=1) / math.sqrt(n))
         return cls(mean, max(mean - half, least), min(mean + half, most))
 
     @classmethod
     def geometric(cls, values, least=0.0):
         """The geometric mean with its interval, computed on logarithms: for ratios and perplexities."""
-        e = cls.of(np.log(values))
+        e = cls.of(np.log(values), most=700)  # math.exp(710) overflows
         return cls(math.exp(e.mean), max(math.exp(e.low), least), math.exp(e.high))
 
     def is_gap(self):
         return self.low > 0 and self.mean >= GAP
 
-    def text(self, digits=1, factor=1):
-        text = f"{self.mean * factor:.{digits}f}"
-        if self.low < self.high:
-            text += f" [{self.low * factor:.{digits}f}, {self.high * factor:.{digits}f}]"
-        return text
-
-
-class Log:
-    """A study's rows, one per arm, seed and step. Only seeds that finished every arm enter a comparison.
-    log(arm, key) is an array with a value per seed, so that a difference of two is paired by run."""
-
-    def __init__(self, rows, label_chance=50.0, last=None, rules=COPAIN_TASKS):
-        self.rows = {(row["arm"], row["seed"], row["step"]): row for row in rows}
-        self.arms = list(dict.fromkeys(row["arm"] for row in rows))
-        self.rules, self.chance = rules, {"copain": copain_chance(rules), "label_target": label_chance}
-        self.steps = sorted({row["step"] for row in rows})
-        self.last = last or max(self.steps, default=0)
-        self.unfinished = {}           # {seed: arms that it has not finished}
-        for seed in sorted({row["seed"] for row in rows}):
-            self.unfinished[seed] = [arm for arm in self.arms if (arm, seed, self.last) not in self.rows]
-        self.seeds = [seed for seed, missing in self.unfinished.items() if not missing]
-
-    def __call__(self, arm, key, step=None):
-        step = self.last if step is None else step
-        return np.array([self.rows[arm, seed, step][key] for seed in self.seeds])
-
-    def curve(self, arm, key, step):
-        """As log(arm, key, step), but of the sample that is the same at every step; a shift has no sample."""
-        return self(arm, key if key.startswith("shift") else f"curve_{key}", step)
-
-    def has_curve(self, key):
-        """Whether curve() can read this metric."""
-        return self.has(key) and (key.startswith("shift") or self.has(f"curve_{key}"))
-
-    def estimate(self, arm, key, step=None):
-        """The Estimate of a perplexity (by logarithms, at least 1), a shift, or a percentage."""
-        values = self(arm, key, step)
-        if "ppl" in key:
-            return Estimate.geometric(values, least=1)
-        return Estimate.of(values) if key.startswith(("shift", "gain")) else Estimate.of(values, 0, 100)
-
-    def has(self, key):
-        """Whether all first and last rows have this metric. Rows of older code may lack one."""
-        ends = [row for (_, _, step), row in self.rows.items() if step in (0, self.last)]
-        return bool(ends) and all(key in row for row in ends)
+    def text(self, digits=1):
+        text = f"{self.mean:.{digits}f}"
+        return text if self.low == self.high else f"{text} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
 
 # --------------------------------------------------------------------------------------------------- verdicts
 # Written down before the reported runs. "Above", "below" and "within" hold for the whole 95% interval, paired
-# by seed; sizes, as of a gap, are those of the mean. te is the arm target+english, t is the arm target.
+# by run; sizes, as of a gap, are those of the mean. te is the arm target+english, t is the arm target.
 PPL_MARGIN = 1.05    # C1, C5, C6: two perplexities within 5% count as equal
 GAP = 10.0           # C2, C3: percentage points that count as a gap
 LABEL_RATIO = 1.2    # C3: label perplexity without English over that with
@@ -113,19 +151,13 @@ C8_ARMS = [base + english for base in SEEN for english in ("", "+english")]
 
 def grade(all_of, any_of):
     """Reproduced if every condition of the first list holds, partly if one of the second does."""
-    return "reproduced" if all(all_of) else "partly" if any(any_of) else "not reproduced"
-
-
-def difference(log, key, a="target+english", b="target"):
-    return Estimate.of(log(a, key) - log(b, key))
-
-
-def ratio(log, key, a="target", b="target+english"):
-    return Estimate.geometric(np.maximum(log(a, key), 1e-9) / np.maximum(log(b, key), 1e-9))
+    if all(all_of):
+        return "reproduced"
+    return "partly" if any(any_of) else "not reproduced"
 
 
 def judge_c1(log):
-    ppl, verdict = ratio(log, "ppl_target"), "inconclusive"
+    ppl, verdict = log.ratio("ppl_target"), "inconclusive"
     learned = Estimate.geometric(log("target", "ppl_target", 0) / log("target", "ppl_target"))
     if 1 / PPL_MARGIN < ppl.low and ppl.high < PPL_MARGIN:
         verdict = "reproduced"
@@ -135,20 +167,19 @@ def judge_c1(log):
 
 
 def judge_c2(log):
-    base, end, gain = log.estimate("target", "gain", 0), difference(log, "copain"), difference(log, "gain")
+    base, end, gain = log.estimate("target", "gain", 0), log.difference("copain"), log.difference("gain")
     if base.low <= 0:
         return "inconclusive", f"the base has no ICL to lose: its gain from shots is {base.text()} points"
-    tenth = max(1, 0.1 * log.last)
-    early = [log.curve("target", "copain", step) for step in log.steps if 0 < step <= tenth]
-    worst = Estimate.of(np.min(early, axis=0) / log.curve("target", "copain", 0), least=0)
-    conditions = [worst.high < COLLAPSE, end.is_gap(), gain.is_gap()]
+    early = [log.along("target", "copain", step) for step in log.steps if 0 < step <= max(1, log.last / 10)]
+    worst = Estimate.of(100 * np.min(early, axis=0) / log.along("target", "copain", 0), least=0)
+    conditions = [worst.high < 100 * COLLAPSE, end.is_gap(), gain.is_gap()]
     return grade(conditions, conditions), (
-        f"lowest early Copain without English {worst.text(0, 100)}% of the base's; at the end, with - "
+        f"lowest early Copain without English {worst.text(0)}% of the base's; at the end, with - "
         f"without: Copain {end.text()}, gain from shots {gain.text()} points")
 
 
 def judge_c3(log):
-    end, ppl = difference(log, "label_target"), ratio(log, "label_ppl_target")
+    end, ppl = log.difference("label_target"), log.ratio("label_ppl_target")
     conditions = [end.is_gap(), ppl.low > 1 and ppl.mean >= LABEL_RATIO]
     before, without = log.estimate("target", "label_target", 0), log.estimate("target", "label_target")
     return grade(conditions, conditions), (
@@ -157,19 +188,21 @@ def judge_c3(log):
 
 
 def shift_at(log, arm, levels):
-    """The L2 shift of every run where its target perplexity first comes down to a level, one per run."""
-    ppl = [log.curve(arm, "ppl_target", step) for step in log.steps]
-    ppl = np.minimum.accumulate(np.log(ppl))[::-1]                                    # (steps, seeds), rising
-    shift = np.array([log(arm, "shift_l2", step) for step in log.steps])[::-1]
-    return np.array([np.interp(math.log(x), ppl[:, i], shift[:, i]) for i, x in enumerate(levels)])
+    """The L2 shift of each run where its target perplexity first falls to its level. levels: one per run."""
+    shift = np.array([log(arm, "shift_l2", step) for step in log.steps])            # (steps, runs)
+    ppl = np.log([log.along(arm, "ppl_target", step) for step in log.steps])
+    lowest, found = np.minimum.accumulate(ppl), []                                  # it never rises
+    for run, level in enumerate(levels):  # np.interp wants rising x: from the last step to the first
+        found.append(np.interp(math.log(level), lowest[::-1, run], shift[::-1, run]))
+    return np.array(found)
 
 
 def judge_c4(log):
-    early = min(step for step in log.steps if step >= 0.1 * log.last)
+    early = min(step for step in log.steps if step >= log.last / 10)
     first, final = (Estimate.of(log("target", "shift_l2", step) / log("target+english", "shift_l2", step))
                     for step in (early, log.last))
-    ends = np.maximum(*(log.curve(arm, "ppl_target", log.last) for arm in T_TE))  # where the slower one ends
-    equal = shift_at(log, "target", ends) / shift_at(log, "target+english", ends)
+    slower = np.maximum(*(log.along(arm, "ppl_target", log.last) for arm in T_TE))  # what both arms reach
+    equal = shift_at(log, "target", slower) / shift_at(log, "target+english", slower)
     further = first.low > 1 and final.low > 1
     return grade([further, min(first.mean, final.mean) >= SHIFT_RATIO], [further]), (
         f"L2 shift without / with English {first.text(2)} at step {early}, {final.text(2)} at the end, "
@@ -178,33 +211,32 @@ def judge_c4(log):
 
 def judge_repair(log, arm):
     """C5 and C6: how much of what English gains does an arm gain without it?"""
-    closed, half, texts = [], [], []
+    shares, texts = [], []
     for key, name in (("copain", "Copain"), ("gain", "gain from shots"), ("label_target", "label task")):
-        english, gain = difference(log, key), difference(log, key, arm)
+        english, gain = log.difference(key), log.difference(key, arm)
         if english.is_gap():
             share = gain.mean / english.mean
-            closed.append(share >= RECOVERED and gain.low > 0)
-            half.append(share >= 0.5 and gain.low > 0)
+            shares.append(share if gain.low > 0 else 0)
             texts.append(f"{name} {gain.text()}, {share:.0%}")
     if not texts:
         return "inconclusive", "English made no difference that could be recovered"
-    ppl = ratio(log, "ppl_target", arm)
-    return grade([len(closed) == 3, *closed, ppl.high < PPL_MARGIN], half), (
+    ppl = log.ratio("ppl_target", arm)
+    all_of = [len(shares) == 3, min(shares) >= RECOVERED, ppl.high < PPL_MARGIN]
+    return grade(all_of, [max(shares) >= 0.5]), (
         f"points gained, share of the gap: {'; '.join(texts)}; perplexity {arm} / with English {ppl.text(3)}")
 
 
 def judge_c7(log):
     conditions, texts = [], []
     for arm in RANKS:
-        ppl, shift = ratio(log, "ppl_target", arm, "target"), ratio(log, "shift_l2", arm, "target")
+        ppl, shift = log.ratio("ppl_target", arm, "target"), log.ratio("shift_l2", arm, "target")
         conditions.append(ppl.low > 1 and ppl.mean >= PPL_MARGIN and shift.high < 1)
         texts.append(f"{arm} {ppl.text(3)}, {shift.text(2)}")
     return grade(conditions, conditions), "perplexity and L2 shift over target's: " + "; ".join(texts)
 
 
 def judge_c8(log):
-    weak, strong = (log(f"{base}+english", "label_target") - log(base, "label_target")
-                    for base in (SEEN[0], SEEN[-1]))
+    weak, strong = (log(f"{x}+english", "label_target") - log(x, "label_target") for x in (SEEN[0], SEEN[-1]))
     more, verdict = Estimate.of(weak - strong), "inconclusive"
     end, chance = log.estimate(f"{SEEN[0]}+english", "label_target"), log.chance["label_target"]
     if end.low > chance + GAP:  # else nothing emerges that English could save
@@ -216,9 +248,7 @@ def judge_c8(log):
                      f"{Estimate.of(strong).text()}, difference {more.text()} points; with English the "
                      f"weakest ends at {end.text()}%, chance {chance:.0f}")
 
-
-# A claim and what settles it. arms: those that it needs; judge(log) gives a verdict and what was measured.
-Claim = namedtuple("Claim", "id study arms judge text criterion")
+Claim = namedtuple("Claim", "id study arms judge text criterion")  # judge(log): a verdict, what was measured
 CLAIMS = [
     Claim("C1", "main", T_TE, judge_c1, "English in the mixture does not change target perplexity",
           f"the ratio t / te is inside [1/{PPL_MARGIN}, {PPL_MARGIN}]"),
@@ -231,11 +261,11 @@ CLAIMS = [
           "points above t, above 0; one is partly"),
     Claim("C4", "main", T_TE, judge_c4, "without English the parameters move further",
           f"L2 shift t / te above 1 and {SHIFT_RATIO:g} or more at 10% and at the end; above 1 is partly"),
-    Claim("C5", "main", [*T_TE, "curriculum"], functools.partial(judge_repair, arm="curriculum"),
+    Claim("C5", "main", [*T_TE, "curriculum"], lambda log: judge_repair(log, "curriculum"),
           "curriculum: English in the first 10% of the steps is enough",
           f"closes {RECOVERED:.0%} of the gap te - t on Copain, on the gain from shots and on the label "
           f"task, all above 0, perplexity within {PPL_MARGIN - 1:.0%} of te; half of one gap is partly"),
-    Claim("C6", "main", [*T_TE, "ema"], functools.partial(judge_repair, arm="ema"),
+    Claim("C6", "main", [*T_TE, "ema"], lambda log: judge_repair(log, "ema"),
           "EMA of the weights, without English, is enough",
           "as C5; that a smaller rate without EMA does the same is proven in ema.py, see study averaging"),
     Claim("C7", "constraints", ["target", *RANKS], judge_c7,
@@ -257,10 +287,8 @@ def verdicts(log, study="main"):
         missing = [arm for arm in claim.arms if arm not in log.arms]
         if claim.id in ("C3", "C5", "C6", "C8") and not log.has("label_target") and not missing:
             missing = ["no task in the target language"]
-        verdict, number = "not run", f"missing: {', '.join(missing) or 'the end of some arms'}"
-        if not log.arms:
-            number = "this study has not been run yet"
-        elif log.seeds and not missing:
+        verdict, number = "not run", f"missing: {', '.join(missing)}"
+        if not missing:
             verdict, number = claim.judge(log)
             if len(log.seeds) == 2:  # their t interval is too wide to tell "no" from "unknown"
                 verdict, number = "inconclusive", f"two runs settle nothing; {number}"
@@ -269,39 +297,36 @@ def verdicts(log, study="main"):
     return found
 
 
-# ----------------------------------------------------------------------------------------------------- report
-def read_study(folder):
-    """(Log, settings.json) of a study's folder. ValueError says what to do if it is damaged or unfinished."""
-    try:
-        info = json.loads((folder / "settings.json").read_text())
-        missing = {"study", "question", "pairs", "judge", "judge_best", "figure", "x", "line", "left_out",
-                   "machines", "commits"} - info.keys()
-        require(not missing, f"settings.json lacks {', '.join(sorted(missing))}")
-        same = sha256(folder / "metrics.jsonl") == info["sha256"]
-        require(same, "metrics.jsonl is not what train.py wrote")
-        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        order, steps = list(info["arms"]), max(arm["steps"] for arm in info["arms"].values())
-        rows.sort(key=lambda row: (order.index(row["arm"]), row["seed"], row["step"]))
-        rules = [rule for row in rows[:1] for rule in row["copain_tasks"] if not rule.endswith("_zero-shot")]
-        rows = [row | row.pop("copain_tasks", {}) for row in rows]
-        steps = steps or info["settings"]["steps"]
-        log = Log(rows, float(info.get("label_chance", 50)), steps, rules or COPAIN_TASKS)
-    except OSError as e:
-        raise ValueError(f"{folder} is not the folder of a finished study ({e.strerror}: {e.filename}): run "
-                         "train.py first, and give the folder that it names") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise ValueError(f"{folder}: metrics.jsonl or settings.json is damaged, or not of a study "
-                         f"({type(e).__name__}: {e}): rerun the study, which writes them again from its "
-                         "checkpoints") from None
-    require(log.seeds, f"{folder}: no run has finished all of the study's arms: rerun the study to go on")
-    return log, info
+def headline(claims):
+    """What a study's verdicts say, in a line; '' if there are none, or if those on `main` do not say it."""
+    if len(claims) == 1:
+        return f"{claims[0]['claim']}: {claims[0]['verdict']}"
+    holds = [v["id"] for v in claims if v["verdict"] == "reproduced"]
+    if "C2" not in holds:
+        return ""
+    same = ": same perplexity, but" if "C1" in holds else ","
+    text = f"Without English{same} in-context learning collapses"
+    remedies = [name for claim, name in (("C5", "a curriculum"), ("C6", "an EMA")) if claim in holds]
+    return f"{text}; {' or '.join(remedies)} prevents it" if remedies else text
 
 
-# A new metric is a key of the row that evaluate() returns, with a heading here. It counts as a percentage,
-# unless its name contains ppl or starts with shift or gain (Log.estimate). main's figure shows it if it is in
-# PANELS and the row also has curve_<key>, of a sample, at every step. A line at chance needs CHANCE and
-# Log.chance.
-HEADINGS = {  # of the metrics in a report's first table; a terminal shows the first seven
+def variants(log, info):
+    """{heading: {arm of a claim: arm in its place}}: where a study judges its claims, or main's, again."""
+    found = {f"Verdicts on {', '.join(arms.values())}": arms for arms in info["judge"]}
+    if info["judge_best"]:
+        arms, best = info["arms"], {}
+        for name in log.arms:
+            if arms[name]["lr_scale"] == 1:
+                rates = [arm for arm in log.arms if arms[arm] | {"lr_scale": 1} == arms[name]]
+                best[name] = min(rates, key=lambda arm: log.estimate(arm, "ppl_target").mean)
+        found["Verdicts where each arm has the rate of its lowest target perplexity"] = best
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------- tables
+# A new metric is a key of the row that bench.evaluate() returns, with a heading here. It is a percentage, or
+# what its name says (Log.estimate). main's figure shows what is in PANELS, which must be in every row.
+HEADINGS = {  # of a report's first table; a terminal shows the first seven metrics
     "ppl_target": "target ppl", "copain": "Copain %", "gain": "gain from shots",
     "label_target": "label task %", "label_ppl_target": "label ppl", "label_english": "label, English %",
     "shift_l2": "L2 shift", "cloze_target": "cloze task %", "shift_relative": "relative shift",
@@ -314,12 +339,10 @@ CONTROLS = {
     "recall": "recall probe %", "held_out_rule": "held-out rule %", "held_out_restricted": "restricted %",
     "label_target": "label task %", "label_target_zero-shot": "zero-shot %",
     "label_target_shuffled": "shuffled labels %"}
-POINTS = [  # key, heading of its difference, heading of the share of what English gains
-    ("copain", "Copain, points", "of Copain's gap"), ("gain", "gain from shots, points", "of its gap"),
-    ("label_target", "label task, points", "of the label task's gap"),
-    ("cloze_target", "cloze task, points", "")]
-RATIOS = {"ppl_target": "target ppl, ratio", "label_ppl_target": "label ppl, ratio",
-          "shift_l2": "L2 shift, ratio"}
+POINTS = {"copain": "Copain, points", "gain": "gain from shots, points", "label_target": "label task, points",
+          "cloze_target": "cloze task, points"}
+SHARES = {"copain": "of Copain's gap", "gain": "of its gap", "label_target": "of the label task's gap"}
+RATIOS = {"ppl_target": "target ppl", "label_ppl_target": "label ppl", "shift_l2": "L2 shift"}
 
 
 def markdown(heading, rows):
@@ -331,24 +354,23 @@ def markdown(heading, rows):
     return "\n".join(lines)
 
 
-def claims_table(claims, **headings):
-    """Claims as verdicts() gives them. headings: for each column, the field of a claim and the title."""
-    rows = [[f"**{v[key]}**" if key == "verdict" else v[key] for key in headings] for v in claims]
-    return markdown(list(headings.values()), rows)
+def claims_table(claims, columns, of_run):
+    """Claims as verdicts() gives them. columns: {field of a claim: title}; of_run: Log.of_run."""
+    shown = [v | {"verdict": f"**{v['verdict']}{of_run}**"} for v in claims]
+    return markdown(list(columns.values()), [[v[field] for field in columns] for v in shown])
 
 
 def starts_and_ends(log, arms):
-    """{title: (arm, step)}: what the arms started from, then every arm's end. arms: {name: fields of
-    train.Arm}."""
+    """{title: (arm, step)}: what the arms started from, then every arm's end. arms: of settings.json."""
     found = {}
     for arm in log.arms:
-        start = arms[arm]["start"] or f"base {arms[arm]['base']}".strip()
+        start = arms[arm].get("start") or f"base {arms[arm]['base']}".strip()
         found.setdefault(start if start == "base" else f"{start}, before", (arm, 0))
     return found | {arm: (arm, log.last) for arm in log.arms}
 
 
 def ends_table(log, arms, headings, most=99):
-    """Metrics of what the arms started from, then of every arm's end."""
+    """The first `most` metrics of what the arms started from, then of every arm's end."""
     keys, rows = [key for key in headings if log.has(key)][:most], []
     for name, (arm, step) in starts_and_ends(log, arms).items():
         rows.append([name])
@@ -358,107 +380,90 @@ def ends_table(log, arms, headings, most=99):
 
 
 def pairs_table(log, pairs):
-    """Paired differences between arms at their end. Against `target`, or a variant such as target-at-40, also
-    the share of what English gains there."""
-    points, rows = [point for point in POINTS if log.has(point[0])], []
-    ratios = {key: title for key, title in RATIOS.items() if log.has(key)}
-    heading = ["arms", *(title for _, title, _ in points), *ratios.values(),
-               *(title for _, _, title in points if title)]
+    """Arm against arm at the end. Against a variant of `target`, also the share of English's gain."""
+    points, ratios, shares = ([key for key in keys if log.has(key)] for keys in (POINTS, RATIOS, SHARES))
+    rows = []
     for a, b in pairs:
         if a not in log.arms or b not in log.arms:
             continue
-        row, shares, english = [f"{a} against {b}"], [], b.replace("target", "target+english")
-        for key, _, title in points:
-            gain, share = difference(log, key, a, b), ""
-            if english != b and english in log.arms:
-                gap = difference(log, key, english, b)
-                if gap.is_gap():
-                    share = f"{gain.mean / gap.mean:.0%}"
-            row.append(gain.text())
-            if title:
-                shares.append(share)
-        rows.append(row + [ratio(log, key, a, b).text(3) for key in ratios] + shares)
-    return markdown(heading, rows)
+        gains = [log.difference(key, a, b) for key in points]
+        rows.append([f"{a} against {b}", *(gain.text() for gain in gains),
+                     *(log.ratio(key, a, b).text(3) for key in ratios)])
+        english = b.replace("target", "target+english")
+        for key, gain in zip(shares, gains):
+            share = ""
+            if english != b and english in log.arms and log.difference(key, english, b).is_gap():
+                share = f"{gain.mean / log.difference(key, english, b).mean:.0%}"
+            rows[-1].append(share)
+    return markdown(["arms", *(POINTS[key] for key in points), *(f"{RATIOS[key]}, ratio" for key in ratios),
+                     *(SHARES[key] for key in shares)], rows)
 
 
-def provenance(log, info):
-    """Runs, seeds, machines and commits, in a line."""
-    s, text = info["settings"], f"{len(log.seeds)} runs: base seeds {', '.join(map(str, log.seeds))}"
-    machines = [f"{m['processor']}, {m['cores']} cores, torch {m['torch']}" for m in info["machines"]]
-    if len(log.seeds) == 1:
-        text = f"1 run: base seed {log.seeds[0]}"
-    for name, key in (("data order", "data_seed"), ("benchmark", "bench_seed")):
-        found = log(log.arms[0], key)
-        text += f", {name} {found[0]}"
-        if found[-1] > found[0]:
-            text += f" to {found[-1]}"
-    return f"{text}; {'; '.join(machines)}, {s['device']}, {s['dtype']}; commit {', '.join(info['commits'])}"
-
-
-def headline(claims):
-    """What a study's verdicts say, in a line; '' if there are none, or if those on `main` do not say it."""
-    if len(claims) == 1:
-        return f"{claims[0]['claim']}: {claims[0]['verdict']}"
-    holds = [v["id"] for v in claims if v["verdict"] == "reproduced"]
-    if "C2" not in holds:
-        return ""
-    text = "Without English, in-context learning collapses"
-    if "C1" in holds:
-        text = "Without English: same perplexity, but in-context learning collapses"
-    remedies = [name for claim, name in (("C5", "a curriculum"), ("C6", "an EMA")) if claim in holds]
-    return f"{text}; {' or '.join(remedies)} prevents it" if remedies else text
+def percents(read, keys, arm, step):
+    """Such as "85 / 62": the means of metrics over the runs."""
+    return " / ".join(f"{read(arm, key, step).mean():.0f}" for key in keys)
 
 
 def rules_table(log, arms):
     """Percent right of every rule of Copain, with shots and without: before the CPT, and where arms end."""
     columns, rows = starts_and_ends(log, arms), []
-    for task in log.rules:
-        rows.append([task])
-        for arm, step in columns.values():
-            values = [log(arm, key, step).mean() for key in (task, f"{task}_zero-shot") if log.has(key)]
-            rows[-1].append(" / ".join(f"{value:.0f}" for value in values))
+    for rule in log.rules:
+        keys = [key for key in (rule, f"{rule}_zero-shot") if log.has(key)]
+        rows.append([rule, *(percents(log, keys, arm, step) for arm, step in columns.values())])
     return markdown(["rule", *columns], rows)
 
 
 def steps_table(log):
     """Copain and the label task at every step that was evaluated."""
-    rows, keys = [], [key for key in ("copain", "label_target") if log.has(key)]
-    for arm in log.arms:
-        rows.append([arm])
-        for step in log.steps:
-            rows[-1].append(" / ".join(f"{log.curve(arm, key, step).mean():.0f}" for key in keys))
+    keys = [key for key in ("copain", "label_target") if log.has(key)]
+    rows = [[arm, *(percents(log.along, keys, arm, step) for step in log.steps)] for arm in log.arms]
     return markdown(["arm", *map(str, log.steps)], rows)
 
 
-def report_text(log, info, claims, heading, spread):
+# ----------------------------------------------------------------------------------------------------- report
+SMOKE = "Smoke settings: every stage ran, the numbers mean nothing"
+
+
+def provenance(log, info):
+    """Runs, seeds, machines and commits, in a line."""
+    s, seeds = info["settings"], ", ".join(map(str, log.seeds))
+    text = f"{len(log.seeds)} runs: base seeds {seeds}" if len(log.seeds) > 1 else f"1 run: base seed {seeds}"
+    for name, key in (("data order", "data_seed"), ("benchmark", "bench_seed")):
+        found = log(log.arms[0], key)
+        text += f", {name} {found[0]}" + (f" to {found[-1]}" if found[-1] > found[0] else "")
+    machines = [m if isinstance(m, str) else f"{m['processor']}, {m['cores']} cores, torch {m['torch']}"
+                for m in info["machines"]]  # a dict only in old results
+    return f"{text}; {'; '.join(machines)}, {s['device']}, {s['dtype']}; commit {', '.join(info['commits'])}"
+
+
+def report_text(log, info, claims, interval):
     """report.md as text."""
-    arms = info["arms"]
+    arms, columns = info["arms"], {"id": "id", "claim": "claim", "verdict": "verdict", "number": "measured"}
     text = [f"# Study `{info['study']}`", f"**{info['question']}**"]
-    if heading != info["question"]:
-        text.append(f"**{heading}.**")
-    text.append(f"{provenance(log, info)}; {spread}; at step {log.last} of the CPT.")
+    if info["settings"]["preset"] == "smoke":
+        text.append(f"**{SMOKE}.**")
+    text.append(f"{provenance(log, info)}; {log.runs}{interval}; at step {log.last} of the CPT.")
     text += [f"Left out: {why}" for why in info["left_out"]]
-    for seed, missing in log.unfinished.items():
-        if missing:
-            text.append(f"Not averaged: seed {seed}, which has not finished {', '.join(missing)}.")
-    chance, label_chance = log.chance["copain"], log.chance["label_target"]
+    if set(arms) - set(log.arms):
+        text.append(f"No run has finished {', '.join(arm for arm in arms if arm not in log.arms)}.")
+    text += [f"Not averaged: seed {seed}, which has not finished {', '.join(missing)}."
+             for seed, missing in log.unfinished.items() if missing]
     text += ["![figure](figure.png)", ends_table(log, arms, HEADINGS),
-             f"Chance: Copain {chance:.1f}% by copying a random element of the list, label task "
-             f"{label_chance:.0f}%, cloze task 25%."]
+             f"Chance: Copain {log.chance['copain']:.1f}% by copying a random element of the list, label "
+             f"task {log.chance['label_target']:.0f}%, cloze task 25%."]
     if claims:
-        text += ["## Verdicts", "Criteria were fixed before the run (bench.py, CLAIMS); te is the arm "
+        with_criterion = {"id": "id", "claim": "claim", "criterion": "criterion"} | columns
+        text += ["## Verdicts", "Criteria were fixed before the run (results/report.py); te is the arm "
                  "target+english, t the arm target. With several runs, above, below and within hold for the "
                  "whole 95% interval, paired by run; a size, such as 10 points, is that of the mean.",
-                 claims_table(claims, id="id", claim="claim", criterion="criterion", verdict="verdict",
-                              number="measured")]
+                 claims_table(claims, with_criterion, log.of_run)]
     for title, chosen in variants(log, info).items():
-        if not chosen:  # these arms were not run
+        judged, these = info["study"] if claims else "main", log.renamed(chosen)
+        if not these.arms:  # they were not run
             continue
-        judged, these = info["study"] if claims else "main", renamed(log, chosen)
-        pairs = [name if name == arm else f"{name} (for {arm})" for arm, name in chosen.items()]
-        text += [f"## {title}", f"The claims of `{judged}`, judged on {', '.join(pairs)}.",
-                 claims_table(verdicts(these, judged), id="id", claim="claim", verdict="verdict",
-                              number="measured")]
+        names = [f"{chosen[new]} (for {new})" if chosen[new] != new else new for new in these.arms]
+        text += [f"## {title}", f"The claims of `{judged}`, judged on {', '.join(names)}.",
+                 claims_table(verdicts(these, judged), columns, log.of_run)]
         if info["judge_best"]:  # the other pairs are of arms at one rate
             text.append(pairs_table(these, info["pairs"]))
     text += ["## Arm against arm", "Differences and ratios at the end, paired by run; the gap is what "
@@ -468,87 +473,47 @@ def report_text(log, info, claims, heading, spread):
              "elements compete. Five rules: those that need shots (not the two odd-one-out rules). Recall "
              "probe: the query is one of the shots; chance 17%. Held-out rule: the last element of the list, "
              "a rule that no training document uses; chance 33%.", ends_table(log, arms, CONTROLS),
-             "## Rule by rule", f"Percent right with three shots / without, {spread.split(' [')[0]}.",
+             "## Rule by rule", f"Percent right with three shots / without, {log.runs}.",
              rules_table(log, arms), "## Copain and the label task along the way"]
-    return text + ["Of the same third of the items at every step; elsewhere: of all.", steps_table(log),
-                   "## Arms and settings",
-                   f"```json\n{json.dumps({'arms': arms, **info['settings']}, indent=1)}\n```\n"]
-
-
-def draw_figure(log, info, path, title):
-    """The picture that the study asks for (train.Study). title: its message."""
-    runs, label, xs, joined = f"one run, base seed {log.seeds[0]}", info["figure"], info["x"], info["line"]
-    if len(log.seeds) > 1:
-        runs = f"means of {len(log.seeds)} runs, base seeds {log.seeds[0]} to {log.seeds[-1]}; thin: a run"
-    title, keys = f"{title}\n{runs}", ["ppl_target", "copain", "gain", "label_target"]
-    if label == "target perplexity":
-        xs, keys = {arm: log.estimate(arm, "ppl_target").mean for arm in log.arms}, keys[1:]
-    if label == "step":
-        draw_curves(log, path, f"{title}; of the same third of the items at every step")
-    elif xs and set(log.arms) <= set(xs) and set(joined) <= set(log.arms):
-        if not joined:
-            title += "; large marker: the last in the table"
-        draw_along(log, path, title, keys, xs, label, joined)
-    else:
-        title = title.replace("thin: a run", "bars: 95% t intervals; ticks: runs")
-        draw_ends(log, path, f"{title}; hollow: gain from shots, points")
+    if log.is_old:
+        text.append("Of the same third of the items at every step; elsewhere: of all.")
+    return "\n\n".join([*text, steps_table(log), "## Arms and settings",
+                        f"```json\n{json.dumps({'arms': arms, **info['settings']}, indent=1)}\n```\n"])
 
 
 def report(folder):
     """Writes report.md, summary.json and figure.png into a study's folder, from its settings.json and
-    metrics.jsonl alone. Returns the text that ends the study."""
+    metrics.jsonl alone. Returns the text that ends the study, even if the figure cannot be drawn."""
     folder = Path(folder)
     log, info = read_study(folder)
-    claims, heading, numbers = verdicts(log, info["study"]), info["question"], {}
-    spread = f"means over {len(log.seeds)} runs [95% t interval over runs]"
-    if len(log.seeds) == 1:
-        spread = "one run: no interval, so no measure of chance"
-    title = headline(claims) or heading
-    if info["settings"]["preset"] == "smoke":
-        title = heading = "Smoke settings: every stage ran, the numbers mean nothing"
-    text = "\n\n".join(report_text(log, info, claims, heading, spread))
+    claims, smoke = verdicts(log, info["study"]), info["settings"]["preset"] == "smoke"
+    interval = ": no interval, so no measure of chance" if log.of_run else " [95% t interval over runs]"
+    text = report_text(log, info, claims, interval)
     write_atomically(folder / "report.md", lambda path: path.write_text(text))
+    ends, keys = {}, [key for key in HEADINGS if log.has(key)]
     for arm in log.arms:
-        numbers[arm] = {}
-        for key in HEADINGS:
-            if log.has(key):  # the digits after the eighth differ between processors
-                estimate = asdict(log.estimate(arm, key))
-                numbers[arm][key] = {name: float(f"{x:.8g}") for name, x in estimate.items()}
+        ends[arm] = {}
+        for key in keys:  # the digits after the eighth differ between processors
+            ends[arm][key] = {name: float(f"{x:.8g}") for name, x in asdict(log.estimate(arm, key)).items()}
     summary = json.dumps({"study": info["study"], "seeds": log.seeds, "step": log.last, "claims": claims,
-                          "arms": numbers}, indent=1)
+                          "arms": ends}, indent=1)
     write_atomically(folder / "summary.json", lambda path: path.write_text(summary + "\n"))
-    draw_figure(log, info, folder / "figure.png", title)
-    judged = [v for v in claims if v["verdict"] != "not run"]
-    found = [f"{v['id']} {v['verdict']:>14}: {v['claim']} ({v['number']})" for v in judged]
-    parts = [heading, ends_table(log, info["arms"], HEADINGS, most=7), spread, "\n".join(found),
-             f"report: {folder / 'report.md'}\nfigure: {folder / 'figure.png'}"]
-    return "\n\n".join(filter(None, parts))
-
-
-def variants(log, info):
-    """{heading: {arm of a claim: arm in its place}}: where a study judges its claims, or main's, again."""
-    found = {f"Verdicts on {', '.join(arms.values())}": arms for arms in info["judge"]}
-    if info["judge_best"]:
-        best = {}
-        for name in log.arms:
-            if "-lr-" not in name:
-                rates = [arm for arm in log.arms if arm == name or arm.startswith(f"{name}-lr-")]
-                best[name] = min(rates, key=lambda arm: log.estimate(arm, "ppl_target").mean)
-        found["Verdicts where each arm has the rate of its lowest target perplexity"] = best
-    return {heading: {arm: name for arm, name in arms.items() if name in log.arms}
-            for heading, arms in found.items()}
-
-
-def renamed(log, arms):
-    """A Log of some arms under other names. arms: {new name: name in the log}."""
-    rows = [row | {"arm": new} for new, arm in arms.items() for row in log.rows.values()
-            if row["arm"] == arm and row["seed"] in log.seeds]
-    return Log(rows, log.chance["label_target"], log.last, log.rules)
+    figure = folder / "figure.png"
+    try:
+        draw_figure(log, info, figure, SMOKE if smoke else headline(claims) or info["question"])
+    except Exception as e:  # whatever it is, the table of a long study must not be lost with it
+        figure = f"not drawn ({type(e).__name__}: {' '.join(str(e).split())})"
+    heading = SMOKE if smoke else info["question"]
+    parts = [heading, ends_table(log, info["arms"], HEADINGS, 7), log.runs + interval]
+    found = [f"{v['id']} {v['verdict'] + log.of_run:>14}: {v['claim']} ({v['number']})" for v in claims
+             if v["verdict"] != "not run"]
+    if found and not smoke:
+        parts.append("\n".join(found))
+    return "\n\n".join([*parts, f"report: {folder / 'report.md'}\nfigure: {figure}"])
 
 
 def findings(results):
-    """What the studies in a folder found: the claims with their verdicts, then every study's comparisons. The
-    README quotes the first part, up to the blank line; results/README.md is all of it."""
+    """Claims and verdicts of all studies in a folder (for README), then comparisons (results/README.md)."""
     logs, claims, parts = {}, [], []
     for path in sorted(Path(results).glob("*/metrics.jsonl")):
         log, info = read_study(path.parent)
@@ -557,14 +522,13 @@ def findings(results):
         parts += [f"**{info['study']}: {info['question']}** {provenance(log, info)} "
                   f"([report]({path.parent.name}/report.md), [figure]({path.parent.name}/figure.png))",
                   pairs_table(log, info["pairs"])]
-    require(logs, f"{results} holds no study: run train.py, then give the folder that its studies are in")
+    require(logs, f"{results} is no study and holds none (metrics.jsonl is missing): run train.py first")
     for study in dict.fromkeys(claim.study for claim in CLAIMS):
         log = logs.get(study, Log([]))
-        runs = f"{study}, {len(log.seeds)} runs" if log.seeds else study
-        for v in verdicts(log, study):
-            claims.append(v | {"study": runs})
-    table = claims_table(claims, id="", claim="claim", verdict="verdict",
-                         number="measured, mean [95% interval over runs]", study="study")
+        runs = {0: study, 1: f"{study}, 1 run"}.get(len(log.seeds), f"{study}, {len(log.seeds)} runs")
+        claims += [v | {"study": runs, "verdict": v["verdict"] + log.of_run} for v in verdicts(log, study)]
+    table = claims_table(claims, {"id": "", "claim": "claim", "verdict": "verdict",
+                                  "number": "measured, mean [95% interval over runs]", "study": "study"}, "")
     return "\n\n".join([table, *parts])
 
 
@@ -579,20 +543,22 @@ MORE_COLOURS = ["#332288", "#999933", "#882255", "#888888", "#E69F00", "#56B4E9"
 
 
 def arm_styles(log):
-    """{arm: (family, colour, marker)}. The family is the main arm in the name, else the name without its
-    number. `far` is of the family target, and `far+english` of target+english, if both are there."""
+    """{arm: (family, colour, marker)}. Arms of a family, such as target and target-at-40, look alike."""
     styles, known = {}, dict(ARM_STYLE)
     for arm in log.arms:
-        found = [main for main in ARM_STYLE if main in arm]
-        family = found[-1] if found else arm.rstrip("0123456789.").removesuffix("-")
-        if f"{arm.split('-lr-')[0].removesuffix('+english')}+english" in log.arms:
-            family = "target+english" if "+english" in arm else "target"
+        mains = [name for name in ARM_STYLE if name in arm]
+        if "+english" in arm:
+            family = "target+english"
+        elif arm.split("-lr-")[0] + "+english" in log.arms:  # such as far, beside far+english
+            family = "target"
+        else:
+            family = mains[0] if mains else arm.rstrip("0123456789.").removesuffix("-")
         known.setdefault(family, (MORE_COLOURS[len(known) % len(MORE_COLOURS)], "v"))
         styles[arm] = (family, *known[family])
     return styles
 
 
-def log_ticks(axis):
+def set_ticks(axis):
     """Three or more labelled ticks: even ones; on a logarithmic axis also 1, 2, 5, 10 ... or powers of 10."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
     low, high = axis.get_view_interval()
@@ -602,29 +568,47 @@ def log_ticks(axis):
     axis.set(major_locator=locator, major_formatter="{x:g}", minor_locator=NullLocator())
 
 
-def start_figure(log, heading, keys, height):
-    """A figure to be read at 800 pixels of width, and [(axes, metric)]. The heading has two lines."""
+def start_figure(log, title, notes, keys, height):
+    """A figure to be read at 800 pixels of width, and [(axes, metric)]. notes: for the line below title."""
     from matplotlib.figure import Figure  # here, because only figures need it
+    notes = [f"means of {len(log.seeds)} runs, base seeds {log.seeds[0]} to {log.seeds[-1]}", *notes]
+    if len(log.seeds) == 1:  # the first note is of several runs
+        notes = [f"one run, base seed {log.seeds[0]}", *notes[2:]]
     keys = [key for key in keys if log.has(key)]
     columns = 2 if len(keys) > 3 else len(keys)
     rows = math.ceil(len(keys) / columns)
     fig = Figure(figsize=(8, rows * height + 1), dpi=150, layout="constrained")
     fig.get_layout_engine().set(rect=(0, 0, 1, 1 - 0.55 / fig.get_figheight()))
-    for line, size, down in zip(heading.split("\n"), (11, 9), (0.08, 0.32)):
-        fig.text(0.01, 1 - down / fig.get_figheight(), line, fontsize=size, va="top")
+    fig.text(0.01, 1 - 0.08 / fig.get_figheight(), title, fontsize=11, va="top")
+    fig.text(0.01, 1 - 0.32 / fig.get_figheight(), "; ".join(notes), fontsize=9, va="top")
     return fig, [(fig.add_subplot(rows, columns, i), key) for i, key in enumerate(keys, 1)]
 
 
-def draw_lines(log, path, heading, keys, lines, read, label, ticks=()):
-    """Metrics along x. lines: [(style, [(x, arm, step)])]; read: log or log.curve. A thin line is a run."""
-    (fig, panels), handles = start_figure(log, heading, keys, 2.2), {}
+def draw_figure(log, info, path, title):
+    """The picture that the study asks for (Study in results/studies.py). title: its message."""
+    os.environ["MPLBACKEND"] = "Agg"  # before matplotlib is imported: one from Jupyter may not exist here
+    label, xs, keys = info["figure"], info["x"], ["ppl_target", "copain", "gain", "label_target"]
+    if label == "target perplexity":
+        xs, keys = {arm: log.estimate(arm, "ppl_target").mean for arm in log.arms}, keys[1:]
+    if label == "step":
+        draw_curves(log, path, title)
+    elif xs and set(log.arms) <= set(xs) and set(info["line"]) <= set(log.arms):
+        draw_along(log, path, title, keys, xs, label, info["line"])
+    else:
+        draw_ends(log, path, title)
+
+
+def draw_lines(log, path, title, notes, keys, lines, read, label, ticks=()):
+    """A panel per metric. lines: [(style, xs, an (arm, step) per x)]. read: log or log.along. label: of x."""
+    fig, panels = start_figure(log, title, ["thin: a run", *notes], keys, 2.2)
+    handles = {}
     for ax, key in panels:
-        for (family, colour, marker), points in lines:
-            xs, runs = [x for x, _, _ in points], np.array([read(arm, key, step) for _, arm, step in points])
-            means = np.exp(np.log(runs).mean(1)) if "ppl" in key else runs.mean(1)
-            ax.plot(xs, runs, color=colour, lw=0.6, alpha=0.5)                              # (points, seeds)
+        for (family, colour, marker), xs, points in lines:
+            runs = np.array([read(arm, key, step) for arm, step in points])           # (points, runs)
+            means = np.exp(np.log(runs).mean(1)) if "ppl" in key else runs.mean(1)    # (points,)
+            ax.plot(xs, runs, color=colour, lw=0.6, alpha=0.5)
             ax.plot(xs[-1], means[-1], marker, color=colour, ms=7)
-            handles[family], = ax.plot(xs, means, color=colour, marker=marker, ms=4, lw=2)  # (points,)
+            handles[family], = ax.plot(xs, means, color=colour, marker=marker, ms=4, lw=2)
         if ticks:
             ax.set_xscale("symlog", linthresh=ticks[1])
             ax.set_xticks(ticks, ticks)
@@ -634,42 +618,40 @@ def draw_lines(log, path, heading, keys, lines, read, label, ticks=()):
             ax.text(1.02, chance, CHANCE[key], fontsize=9, va="center", transform=ax.get_yaxis_transform())
         ax.set(xlabel=label, yscale="log" if "ppl" in key else "linear")
         ax.set_title(PANELS[key], loc="left", fontsize=10)
-        log_ticks(ax.yaxis)
+        set_ticks(ax.yaxis)
         if not ticks:
-            log_ticks(ax.xaxis)
+            set_ticks(ax.xaxis)
     fig.legend(handles.values(), handles, loc="outside lower center", ncols=5, fontsize=9)
     write_atomically(path, lambda p: fig.savefig(p, format="png"))
 
 
-def draw_curves(log, path, heading):
-    """The figure of `main`: every metric along the steps."""
+def draw_curves(log, path, title):
+    """The figure of `main`: every metric along the steps, every arm in a colour of its own."""
+    lines = []
+    for i, arm in enumerate(log.arms):
+        colour, marker = ARM_STYLE.get(arm, (MORE_COLOURS[i % len(MORE_COLOURS)], "v"))
+        lines.append(((arm, colour, marker), log.steps, [(arm, step) for step in log.steps]))
+    notes = ["of the same third of the items at every step"] if log.is_old else []
     ticks = [0, 1, *(10 ** k for k in range(1, 6) if 2 * 10 ** k < log.last), log.last]
-    keys, lines, colours = [key for key in PANELS if log.has_curve(key)], [], itertools.cycle(MORE_COLOURS)
-    for arm in log.arms:
-        style = ARM_STYLE.get(arm) or (next(colours), "v")
-        lines.append(((arm, *style), [(step, arm, step) for step in log.steps]))
-    draw_lines(log, path, heading, keys, lines, log.curve, "step", ticks)
+    draw_lines(log, path, title, notes, PANELS, lines, log.along, "step", ticks)
 
 
-def draw_along(log, path, heading, keys, xs, label, joined):
-    """The ends of arms along xs, {arm: x}. One line joins the arms in `joined`; without any, a line joins the
-    arms of a family, the last of them large."""
-    points, styles = {arm: (xs[arm], arm, log.last) for arm in log.arms}, arm_styles(log)
-    if joined:
-        lines = [(("mean of the runs", "0.6", ""), [points[arm] for arm in joined])]
-        lines += [(style, [points[arm]]) for arm, style in styles.items()]
-    else:
-        families = defaultdict(list)
-        for arm, style in styles.items():
-            families[style].append(points[arm])
-        lines = families.items()
-    draw_lines(log, path, heading, keys, lines, log, label, [xs[arm] for arm in joined])
+def draw_along(log, path, title, keys, xs, label, joined):
+    """Ends of arms along xs, {arm: x}. A line joins the arms in `joined`; without any, those of a family."""
+    styles, notes = arm_styles(log), [] if joined else ["large marker: the last in the table"]
+    groups = [(("mean of the runs", "0.6", ""), joined), *((styles[arm], [arm]) for arm in log.arms)]
+    if not joined:
+        groups = [(style, [arm for arm in log.arms if styles[arm] == style])
+                  for style in dict.fromkeys(styles.values())]
+    lines = [(style, [xs[arm] for arm in arms], [(arm, log.last) for arm in arms]) for style, arms in groups]
+    draw_lines(log, path, title, notes, keys, lines, log, label, [xs[arm] for arm in joined])
 
 
-def draw_ends(log, path, heading):
-    """The figure of the other studies: an arm a row, with its interval; ticks: runs, hollow: gain."""
+def draw_ends(log, path, title):
+    """The figure of the other studies: an arm a row, with its interval."""
     keys, n = ["ppl_target", "copain", "label_target"], len(log.arms)
-    fig, panels = start_figure(log, heading, keys, 0.7 + 0.24 * n)
+    notes = ["bars: 95% t intervals; ticks: runs", "hollow: gain from shots, points"]
+    fig, panels = start_figure(log, title, notes, keys, 0.7 + 0.24 * n)
     for ax, key in panels:
         for i, (arm, (_, colour, marker)) in enumerate(arm_styles(log).items()):
             runs, e = log(arm, key), log.estimate(arm, key)
@@ -684,15 +666,16 @@ def draw_ends(log, path, heading):
         ax.set(xscale="log" if "ppl" in key else "linear", ylim=(n + 1.2, -0.7))
         ax.set_title(PANELS[key], loc="left", fontsize=10)
         ax.set_yticks(range(n), log.arms if key == keys[0] else [""] * n)
-        log_ticks(ax.xaxis)
+        set_ticks(ax.xaxis)
     write_atomically(path, lambda p: fig.savefig(p, format="png"))
 
 
+# ----------------------------------------------------------------------------------------------- command line
 if __name__ == "__main__":
+    parser = one_line_parser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="of a study, or the one that holds several studies")
+    folder = parser.parse_args().folder
     try:
-        require(len(sys.argv) == 2, "give the folder of a study, or the folder that holds several: "
-                                    "python -m results.report runs/laptop/main")
-        folder = Path(sys.argv[1])
         print(report(folder) if (folder / "metrics.jsonl").exists() else findings(folder))
     except (ValueError, OSError) as e:
         refuse(e)

@@ -53,9 +53,8 @@ ARMS |= {
     "frozen-attention": Arm(TARGET, trained=r"^(?!.*\.attn\.)"),  # all names without .attn. in them
     "frozen-blocks":    Arm(TARGET, trained=r"wte|wpe|ln_f"),
 }
-SCHEDULES |= {  # of the learning rate: what differs from Settings. There the rate has mostly fallen by the time
-    # the curriculum's English ends
-    "constant": dict(warmup=0.0, lr_until=0.0, lr_floor=1.0),
+SCHEDULES |= {  # of the learning rate: what differs from Settings, where the rate has mostly fallen when the
+    # curriculum's English ends
     "at-40":    dict(warmup=0.01, lr_until=0.4, lr_floor=0.05),
     "paper":    dict(warmup=0.1, lr_until=1.0, lr_floor=0.033),
 }
@@ -64,12 +63,8 @@ BASES |= {  # what differs from main's base, which has seen 0.7% of a language w
     "seen-0.3": dict(base_curriculum="english=rest target=constant(0.003)"),
     "seen-5":   dict(base_curriculum="english=rest target=constant(0.05)"),
     "seen-20":  dict(base_curriculum="english=rest target=constant(0.2)"),
-    "near":     dict(target_order="SVO", cognates=0.5),
-    "far":      dict(target_order="SOV", cognates=0.25),
-    "none":     dict(target_order="VSO", cognates=0.0),
     "small":    dict(n_embd=96),
     "large":    dict(n_embd=256),
-    "adamw":    dict(muon_lr=0.0, base_lr=1e-3, base_steps=9600),  # at any preset
 }
 for name in MAIN:
     for schedule in ("at-40", "paper"):
@@ -78,8 +73,7 @@ for name in MAIN:
         ARMS[f"{name}-lr-{scale}"] = replace(ARMS[name], lr_scale=scale)
     for base in ("small", "large"):
         ARMS[f"{base}-{name}"] = replace(ARMS[name], base=base)
-    ARMS[f"{name}-then-english"] = Arm("english=rest", 0.2, "constant", start=name, steps=50)
-for base in BASES:      # "seen-5" is target from that base, "seen-5+english" target+english
+for base in BASES:  # "seen-5" is target from that base, "seen-5+english" target+english
     if base:
         ARMS[base] = Arm(TARGET, base=base)
         ARMS[f"{base}+english"] = Arm(REPLAY, base=base)
@@ -133,7 +127,6 @@ AVERAGES = ("target target+english ema low-lr ema-0.8 target-lr-0.2 ema-every-10
 LIMITS = ("target target+english lora-1 lora-4 lora-16 lora-64 lora-16+wte l2-1 l2-10 frozen-attention "
           "frozen-blocks").split()
 SEEN = ["seen-0.1", "seen-0.3", "target", "seen-5", "seen-20"]  # the weakest base in the language first
-DISTANCES = {"near": 0.5, "target": 0.4, "far": 0.25, "none": 0.0}  # base: share of cognates
 SIZES = {"small-": 96, "": 128, "large-": 256}                      # n_embd
 STUDIES |= {
     "main": Study(
@@ -149,11 +142,6 @@ STUDIES |= {
         [name + rate for name in MAIN[:3] for rate in RATES],
         pairs=[(name + rate, "target" + rate) for name in MAIN[1:3] for rate in RATES],
         judge_best=True, figure="target perplexity"),
-    "adamw": Study(
-        "Do the findings hold for a base trained by AdamW alone?",
-        ["target", "target+english", "adamw", "adamw+english"],
-        pairs=[("target+english", "target"), ("adamw+english", "adamw")],
-        judge=[in_place("target", "target+english"), in_place("adamw", "adamw+english")]),
     "replay-content": Study(
         "Is it English, or the few-shot-like documents in it?", CONTENT, pairs=against("target", CONTENT)),
     "replay-dose": Study(
@@ -177,22 +165,12 @@ STUDIES |= {
         [seen + english + rate for rate in ("", "-lr-0.1") for seen in SEEN for english in ("", "+english")],
         pairs=[(f"{seen}+english{rate}", seen + rate) for rate in ("", "-lr-0.1") for seen in SEEN],
         judge_best=True),
-    "distance": Study(
-        "Does English matter more, the further the language is from English?",
-        [base + english for base in DISTANCES for english in ("", "+english")],
-        pairs=[(f"{base}+english", base) for base in DISTANCES],
-        judge=[in_place(base, f"{base}+english") for base in DISTANCES],
-        figure="share of nouns spelled as in English",
-        x={base + english: x for base, x in DISTANCES.items() for english in ("", "+english")}),
     "scale": Study(
-        "Do the findings hold for smaller and larger models?", [size + name for size in SIZES for name in MAIN],
+        "Do the findings hold for smaller and larger models?",
+        [size + name for size in SIZES for name in MAIN],
         pairs=[(size + name, f"{size}target") for size in SIZES for name in MAIN[1:]],
         judge=[in_place(*(size + name for name in MAIN)) for size in SIZES],
         figure="channels (n_embd)", x={size + name: x for size, x in SIZES.items() for name in MAIN}),
-    "relearn": Study(
-        "After fifty steps of English alone: was in-context learning suppressed or erased?",
-        [f"{arm}-then-english" for arm in MAIN],
-        pairs=against("target-then-english", [f"{arm}-then-english" for arm in MAIN])),
 }
 for name, study in STUDIES.items():
     study.check(name)

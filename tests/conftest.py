@@ -156,10 +156,9 @@ def call(monkeypatch, capsys):
         try:
             if script == "train.py":
                 train.main()
-            elif script == "report":
-                report.main()
             else:
-                runpy.run_module(script.removesuffix(".py"), run_name="__main__")
+                module = script.removesuffix(".py").replace("/", ".")
+                runpy.run_module(module, run_name="__main__")
         except SystemExit as e:
             code = e.code or 0
         return code, *capsys.readouterr()

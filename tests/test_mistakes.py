@@ -44,8 +44,8 @@ CASES = [
     # ranges
     ("train.py --steps 0", "steps is 0.*from 1"), ("train.py --lr nan", "lr is nan"),
     ("train.py --lr 0", "lr is 0.*above 0"), ("train.py --warmup 2", "warmup is 2.0.*from 0 to 1"),
-    ("train.py --n_head 3", "n_embd=32.*n_head=3"), ("train.py --vocab_size 10", "vocab_size is 10.*from 257"),
-    ("train.py --accumulate 9", "accumulate is 9.*divisor"), ("train.py --seeds -1", "seeds is -1"),
+    ("train.py --n_head 3", "n_head=3.*multiple of n_head"), ("train.py --vocab_size 10", "vocab_size is 10.*from 257"),
+    ("train.py --accumulate 9", "8 rows cannot be cut into 9 equal parts"), ("train.py --seeds -1", "seeds is -1"),
     # languages and curricula
     ("train.py --target_order SVX", "word order 'SVX'"), ("train.py --cognates 0.9", "cognates is 0.9.*0.8"),
     ("train.py --base_curriculum english", "curriculum 'english'"),
@@ -63,8 +63,7 @@ CASES = [
     ("train.py --source eu=nowhere", "nowhere"), ("train.py --task nowhere.jsonl", "nowhere.jsonl"),
     # the other files
     ("bench.py", "give a model"), ("bench.py none.pt", "none.pt"), ("bench.py --shwo", "--shwo"),
-    (f"bench.py {GOOD} --sample --language klingon", "'klingon'.*english, target"),
-    ("report none", "none"), ("data.py --cognates 2", "cognates is 2"), ("data.py --language x", "--language"),
+    ("results/report.py none", "none"), ("data.py --cognates 2", "cognates is 2"), ("data.py --language x", "--language"),
     ("data.py prepare nowhere.txt --name x", "nowhere.txt"), ("model.py none.pt --export out", "none.pt"),
     ("curriculum.py target=rest=rest", "target=rest=rest")]
 
@@ -81,7 +80,7 @@ def test_a_mistake_gets_one_line_exit_code_2_and_writes_nothing(folder, call, co
 
 @pytest.mark.parametrize("command, words", [
     ("data.py", "--- english, lists"), ("bench.py --show", "--- max_integer_in_list"),
-    ("model.py", "124,439,808"), ("train.py --help", "--seeds"), ("curriculum.py", "target"), ("ema.py", "shadow")])
+("train.py --help", "--seeds"), ("curriculum.py", "target"), ("ema.py", "shadow")])
 def test_every_file_has_something_to_show(tmp_path, call, command, words):
     code, out, err = call(tmp_path, *command.split())
     assert code == 0 and words in out, err

@@ -191,7 +191,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     good, ckpt = job.path.read_bytes(), load_checkpoint(job.path)
     ckpt["model"]["transformer.wpe.weight"] = ckpt["model"]["transformer.wpe.weight"] * float("nan")
     save_checkpoint(job.path, ckpt)
-    with pytest.raises(ValueError, match="no longer finite at step 5; .*target.pt.*Lower --lr"):
+    with pytest.raises(ValueError, match="no longer finite at step 5. Lower --lr .*target.pt"):
         train.train(job)
     job.path.write_bytes(good)
     assert train.train(job)[-1]["step"] == job.steps
@@ -228,7 +228,7 @@ def test_rerunning_a_finished_study_trains_nothing_and_the_report_is_a_function_
     text = [(folder / name).read_bytes() for name in names]
     assert call(path, "train.py", *SMOKE, "--seeds", "2")[0] == 0
     assert {p: p.stat().st_mtime_ns for p in folder.glob("seed*/*.pt")} == before
-    assert call(path, "report", "runs/smoke/main")[0] == 0
+    assert call(path, "results/report.py", "runs/smoke/main")[0] == 0
     assert [(folder / name).read_bytes() for name in names] == text
 
 
@@ -236,7 +236,7 @@ def test_a_checkpoint_can_be_benchmarked_and_sampled_and_an_arm_run_from_a_given
     path, _ = study
     code, out, err = call(path, "bench.py", "runs/smoke/seed3000/ema.pt")
     assert code == 0 and "copain" in out, err
-    code, out, err = call(path, "bench.py", "runs/smoke/seed3000/ema.pt", "--sample", "--language", "english")
+    code, out, err = call(path, "bench.py", "runs/smoke/seed3000/ema.pt", "--sample", " the dog")
     assert code == 0 and out.strip(), err
     code, out, err = call(path, "train.py", *SMOKE, "--only", "low-lr", "--name", "one",
                           "--init", "runs/smoke/seed3001/base.pt")
@@ -251,15 +251,11 @@ def test_an_arm_of_ones_own_is_a_line_of_ARMS_and_its_name(study, call, monkeypa
     assert code == 0 and re.search(r"\| mine +\|", out) and re.search(r"\| target +\|", out), err
 
 
-def test_other_bases_and_arms_that_go_on_from_arms_share_what_was_run(study, call):
+def test_arms_of_another_base_share_what_was_run(study, call):
     path, _ = study
     before = {p: p.stat().st_mtime_ns for p in (path / "runs/smoke").glob("seed*/*.pt")}
     code, out, err = call(path, "train.py", *SMOKE, "--study", "languages", "--only", "seen-5,seen-5+english")
     assert code == 0 and (path / "runs/smoke/seed3000/seen-5/base.pt").exists() and "seen-5+english" in out, err
-    code, out, err = call(path, "train.py", *SMOKE, "--study", "relearn", "--only", "ema-then-english")
-    rows = rows_of(path / "runs/smoke/relearn/metrics.jsonl")
-    ended = rows_of(path / "runs/smoke/seed3000/ema.jsonl")[-1]
-    assert code == 0 and rows[0]["copain"] == ended["copain"] and rows[-1]["step"] == 50, err
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
