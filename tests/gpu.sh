@@ -23,7 +23,7 @@ cd "$work" || exit 2
 rm -f "$out"/{summary,tests,preset,study,speed,cpt}.txt "$out"/study.{png,json}  # of an earlier run
 failed=0 results="" deadline=520  # seconds for all parts, which leaves some for a part that is slow to end
 
-part() {  # part TITLE SECONDS FILE COMMAND...: runs the command for so many seconds at most; adds its output to FILE
+part() {  # part TITLE SECONDS FILE COMMAND...: runs it for so many seconds at most, adds its output to FILE
     local title=$1 limit=$2 file=$out/$3 start=$SECONDS verdict=PASS
     shift 3
     if [ $((deadline - SECONDS)) -lt "$limit" ]; then
@@ -38,29 +38,26 @@ part() {  # part TITLE SECONDS FILE COMMAND...: runs the command for so many sec
     results+=$(printf '%s %4d s  %s' $verdict $((SECONDS - start)) "$title")$'\n'
 }
 
-no_gates=(--gate_gain -100 --gate_label 0 --gate_cloze 0)  # so short a base learns nothing
 if [ "$device" = cuda ]; then
-    preset=(--base_steps 200 --steps 100 --documents 4000)
+    preset=(--gate 0 --base_steps 200 --steps 100 --documents 4000)  # so short a base learns nothing
     study=(--preset laptop --seeds 5)
-    speed=(--big --dtype bfloat16 --compile default)
-    text=(--block_size 1024)
-    cpt=(--n_layer 12 --n_head 12 --n_embd 768 --batch_size 16 --base_batch_size 16 --lr 3e-4 --base_lr 3e-4
-         --steps 200 --dtype bfloat16 --compile default)
+    speed=(--big --compile default)
+    cpt=(--block_size 1024 --n_layer 12 --n_head 12 --n_embd 768 --batch_size 16 --base_batch_size 16
+         --lr 3e-4 --base_lr 3e-4 --steps 200 --dtype bfloat16 --compile default)
 else
     export OMP_NUM_THREADS=1  # at this size a second thread takes longer to start than it saves
     tiny=(--n_layer 1 --n_head 2 --n_embd 32 --batch_size 8 --base_batch_size 8 --base_steps 4 --steps 4
-          --copain_items 2 --label_items 3 --cloze_items 3 --validation_blocks 8)
-    preset=("${tiny[@]}" --documents 300 --only target)
+          --copain_items 2 --label_items 3 --validation_blocks 8)
+    preset=(--gate 0 "${tiny[@]}" --documents 300 --only target)
     study=(--preset smoke "${tiny[@]}" --documents 300 --only target,ema --seeds 2)
-    speed=(--toy --dtype float32)
-    text=(--block_size 256)
-    cpt=("${tiny[@]}")
+    speed=()
+    cpt=("${tiny[@]}" --block_size 256)
 fi
 
 part "the tests that need a GPU" 170 tests.txt \
     python -m pytest -q -rfE --durations=5 "$root/tests/test_cuda.py"
 part "the gpu preset, shortened" 120 preset.txt \
-    python "$root/train.py" --preset gpu --name preset --device $device "${no_gates[@]}" "${preset[@]}"
+    python "$root/train.py" --preset gpu --name preset --device $device "${preset[@]}"
 
 nvidia-smi --query-gpu=utilization.gpu,memory.used --format=csv,noheader,nounits -l 1 > use.csv 2> /dev/null &
 part "the main study, ${study[-1]} runs" 200 study.txt \
@@ -76,8 +73,8 @@ part "the speed of a step" 120 speed.txt \
 part "text to tokens" 60 cpt.txt \
     python "$root/data.py" prepare --name text --tokenizer bpe --val 0.1 "$root"/*.{md,py} "$root"/tests/*.py
 part "CPT of GPT-2's smallest shape on this text" 120 cpt.txt \
-    python "$root/train.py" --preset laptop --name cpt --only target --device $device --source text=data/text \
-    --base_curriculum target=rest --base_steps 5 "${text[@]}" "${cpt[@]}"
+    python "$root/train.py" --preset laptop --name cpt --only target --device $device \
+    --source text=data/text --base_curriculum target=rest --base_steps 5 "${cpt[@]}"
 
 if [ -n "${NANOGPT-}" ]; then
     part "the speed beside nanoGPT" 180 speed.txt \
@@ -85,19 +82,13 @@ if [ -n "${NANOGPT-}" ]; then
 fi
 
 {
-    echo "card, driver: $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2> /dev/null || echo none)"
-    PYTHONPATH=$root python -c "
-import torch, train
-at_once = train.processes_at_once(train.Settings(device='$device'), 20, torch.get_num_threads(), 1)
-print(f'torch {torch.__version__}, CUDA {torch.version.cuda}; train.py picks {at_once} processes for the study')"
+    nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2> /dev/null || echo "no GPU"
+    python -c "import torch; print('torch', torch.__version__, 'CUDA', torch.version.cuda)"
     echo "commit $(git -C "$root" describe --always --dirty 2> /dev/null || echo unknown); $SECONDS s in all"
     printf '\n%s\n' "$results"
     awk -F', ' '{ use += $1; if ($2 > most) most = $2 }
-        END { if (NR) printf "the study used the GPU %.0f%% of its time, %d MiB at most\n", use / NR, most }' use.csv
-    # 989 TFLOP/s is what the data sheets of H100 and H200 name for dense bfloat16
-    awk -F'|' '/^[|] 124M/ && NF > 12 { gsub(",", "")
-        printf "124M: %d tokens/s, MFU %.1f%% of 989 TFLOP/s, ", $5, $15 / 9890
-        printf "%d MB at most, EMA %.1f%% of a step\n", $14, 100 * $12 / $6; exit }' "$out/speed.txt"
+        END { if (NR) printf "the study used the GPU %.0f%%, %d MiB at most\n", use / NR, most }' use.csv
+    grep tokens/s "$out/speed.txt"
 } > "$out/summary.txt"
 cat "$out/summary.txt"
 exit $failed

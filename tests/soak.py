@@ -22,7 +22,7 @@ from train import code_version
 
 FLAGS = ("--preset smoke --name soak --device cpu --dtype float32 --processes 2 --documents 400 --steps 50 "
          "--base_steps 60 --checkpoint_every 5 --copain_items 3 --label_items 6 --validation_blocks 4 "
-         "--only target,ema,lora-4,ema-then-english").split()
+         "--only target,ema,lora-4").split()
 
 
 def start(folder):
@@ -69,7 +69,7 @@ def main(n_kills):
             folder, is_last = Path(tmp, str(ends)), kills.total() == n_kills
             process = start(folder)
             try:
-                _, err = process.communicate(timeout=None if is_last else rng.uniform(0.05, 0.6) * seconds)
+                _, err = process.communicate(timeout=None if is_last else rng.uniform(0.05, 0.5) * seconds)
             except subprocess.TimeoutExpired:
                 whom = rng.choice(["all", "parent", "child"])
                 kills[f"{whom} at {stage(folder / 'runs/soak')}"] += 1

@@ -3,10 +3,7 @@
     python tests/speed.py                        the laptop study: a step of an arm, and of a base
     python tests/speed.py --big                  GPT-2's 124M, in bfloat16
     python tests/speed.py --nanogpt ../nanoGPT   nanoGPT's model.py in the same loop, in turn with ours
-    python tests/speed.py --compile default      through torch.compile
-    python tests/speed.py --dtype bfloat16       or float32
-
-A study gives each of its processes one core: OMP_NUM_THREADS=1 python tests/speed.py times that.
+    python tests/speed.py --compile default --dtype bfloat16
 """
 import argparse
 import importlib.util
@@ -16,7 +13,6 @@ import resource
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +25,6 @@ from model import GPT, GPTConfig  # noqa: E402
 
 
 def nanogpt_model(folder, sizes, device):
-    """nanoGPT's GPT and its optimizer, from the model.py in a folder."""
     spec = importlib.util.spec_from_file_location("nanogpt", Path(folder, "model.py"))
     theirs = sys.modules["nanogpt"] = importlib.util.module_from_spec(spec)  # its dataclass looks there
     spec.loader.exec_module(theirs)
@@ -41,39 +36,38 @@ def nanogpt_model(folder, sizes, device):
 
 
 def step_times(s, name, folder=""):
-    """{part of a step: median ms} of a job of these Settings, and "MB": the most memory used. Each part is waited
-    for. The first half of the steps, in which a process gets its memory, does not count."""
-    times, clock = [{}], [time.perf_counter()]  # times: for every step {part: seconds}
+    """{part of a step: median ms} of a job with these Settings, each part waited for. The first half of the
+    steps does not count: in it a process gets its memory. folder: nanoGPT's, to train its model."""
+    steps, clock = [{}], [time.perf_counter()]  # steps: {part: ms} of each
 
-    def mark(part):  # all since the last mark was this part
+    def mark(part):  # what happened since the last mark
         if s.device == "cuda":
             torch.cuda.synchronize()
         now = time.perf_counter()
-        times[-1][part] = times[-1].get(part, 0) + now - clock[0]
+        steps[-1][part] = steps[-1].get(part, 0) + 1000 * (now - clock[0])
         clock[0] = now
 
-    def watch(owner, function, part, before="the rest"):
+    def watch(owner, name, part, before="the rest"):
         def watched(*args, **kwargs):
             mark(before)
             if part == "data":
-                times.append({})
+                steps.append({})
             found = call(*args, **kwargs)
             mark(part)
             return found
+        call = getattr(owner, name)
+        setattr(owner, name, watched)
 
-        call = getattr(owner, function)
-        setattr(owner, function, watched)
-
-    sizes = {key: getattr(s, key) for key in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")}
     train.set_up_torch(s)
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(**sizes)).to(s.device)
+    sizes = {key: getattr(s, key) for key in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")}
+    model = GPT(GPTConfig(**sizes, activation="gelu")).to(s.device)
     if folder:
         model, optimizers = nanogpt_model(folder, sizes, s.device)
         train.make_optimizers = lambda model, job: optimizers
     base = {key: p.detach().clone() for key, p in model.named_parameters()}
     train.make_model = lambda job, tok: (model, base)
-    train.save = lambda *args: None
+    train.save = train.write_lines = lambda *args: None
+    train.progress_bar = lambda *args: train.tqdm(disable=True)
     train.Job.evaluate_at = lambda job: () if folder or s.n_layer > 2 else (1, 2)
     watch(train, "measure", "evaluation")
     watch(train.Mixture, "batch", "data")
@@ -87,16 +81,11 @@ def step_times(s, name, folder=""):
         job = train.make_job(s, 0, name)
         train.prepare(job)
         train.train(job)
-    half = times[len(times) // 2:]
-    found = {part: 1000 * float(np.median([step[part] for step in half])) for part in half[-1]}
-    found["step"] = sum(found.values())
-    for step in times:  # the last evaluation counts: the first one also encodes the items
-        if "evaluation" in step:
-            found["evaluation"] = 1000 * step["evaluation"]
-    found["peak MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    if s.device == "cuda":
-        found["peak MB"] = torch.cuda.max_memory_allocated() / 1e6
-    return found
+    half = steps[len(steps) // 2:]
+    found = {part: float(np.median([step[part] for step in half])) for part in half[0]}
+    found |= {"step": sum(found.values()), "evaluation": steps[2].get("evaluation", 0)}
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    return found | {"MB": torch.cuda.max_memory_allocated() / 1e6 if s.device == "cuda" else most}
 
 
 def main():
@@ -105,26 +94,26 @@ def main():
     for name in ("nanogpt", "compile", "dtype"):
         parser.add_argument(f"--{name}", default="")
     flags = parser.parse_args()
-    device, cases = "cuda" if torch.cuda.is_available() else "cpu", {"toy, an arm": "ema", "toy, a base": "base"}
-    s = train.Settings(name="x", documents=500, vocab_size=880, steps=60, base_steps=60, device=device,
-                       dtype=flags.dtype or "float32", compile=flags.compile)
+    on_gpu, sizes = torch.cuda.is_available(), dict(vocab_size=880, steps=60, base_steps=60)
+    os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
     if flags.big:
-        cases, on_gpu = {"124M": "ema"}, device == "cuda"
-        s = replace(s, vocab_size=50304, block_size=1024, n_layer=12, n_head=12, n_embd=768,
-                    batch_size=16 if on_gpu else 1, steps=60 if on_gpu else 6, dtype=flags.dtype or "bfloat16")
-    print(f"{train.machine(device)}, {torch.get_num_threads()} threads, {s.dtype}, torch.compile "
-          f"{s.compile or 'off'}, commit {train.code_version()}", flush=True)
-    os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 30),  # as train.py
-                   "TQDM_DISABLE": "1"}
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:  # a new process each time
-        for title, name in cases.items():
-            rows, ms = train.make_job(s, 0, name).batch_size, pool.apply(step_times, (s, name))
+        sizes = dict(vocab_size=50304, block_size=1024, n_layer=12, n_head=12, n_embd=768,
+                     batch_size=16 if on_gpu else 1, steps=60 if on_gpu else 6)
+    else:
+        os.environ["OMP_NUM_THREADS"] = "1"  # as the processes of a study have it
+    s = train.Settings(name="x", documents=500, device="cuda" if on_gpu else "cpu", compile=flags.compile,
+                       dtype=flags.dtype or ("bfloat16" if flags.big else "float32"), **sizes)
+    print(f"{train.machine(s.device)}, {s.dtype}, torch.compile {s.compile or 'off'}, commit "
+          f"{train.code_version()}", flush=True)
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:  # a process each
+        for name in ["ema"] if flags.big else ["ema", "base"]:
+            ms, rows = pool.apply(step_times, (s, name)), train.make_job(s, 0, name).batch_size
             speed = 1000 * rows * s.block_size / ms["step"]
-            print(f"{title}, {rows} x {s.block_size}: {speed:,.0f} tokens/s; ms:",
+            print(f"{name}, {rows} x {s.block_size}: {speed:,.0f} tokens/s; ms:",
                   ", ".join(f"{part} {x:,.1f}" for part, x in ms.items()), flush=True)
-        for _ in range(5 if flags.nanogpt else 0):  # in turn: a machine's speed drifts
-            ours, theirs = (pool.apply(step_times, (s, "ema", folder))["step"] for folder in ("", flags.nanogpt))
-            print(f"an arm: {ours:.1f} ms a step, with nanoGPT's model {theirs:.1f}", flush=True)
+        for _ in range(3 if flags.nanogpt else 0):  # in turn: a machine's speed drifts
+            ours, theirs = (pool.apply(step_times, (s, "ema", x))["step"] for x in ("", flags.nanogpt))
+            print(f"ms a step: {ours:.1f} ours, {theirs:.1f} with nanoGPT's model", flush=True)
 
 
 if __name__ == "__main__":
