@@ -36,6 +36,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from difflib import get_close_matches
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -46,8 +47,8 @@ from tqdm import tqdm
 
 import bench
 from curriculum import Curriculum
-from data import (SOURCES, Mixture, Tokenizer, World, load_manifest, load_tokenizer, one_line_parser, refuse,
-                  require, sha256, train_bpe, write_atomically, write_corpus)
+from data import (SOURCES, Mixture, Tokenizer, World, held_out_overlap, load_manifest, load_tokenizer,
+                  one_line_parser, refuse, require, sha256, train_bpe, write_atomically, write_corpus)
 from ema import EMA
 from model import (GPT, GPTConfig, add_lora, load_checkpoint, load_gpt2, merge_lora, model_from_checkpoint,
                    save_checkpoint)
@@ -161,8 +162,8 @@ class Settings:
                                                         "folder under runs/: letters, digits, _ . + -")
         good = all(re.fullmatch(r"\w[\w+-]*=.+", text) for text in self.source)
         require(good and (not self.source or len(self.corpora()) == len(self.source)),
-                f"--source is {self.source}, expected NAME=FOLDER, as in eu=data/eu; every name once, and not "
-                "`target` or `english`, whose roles the first two play")
+                f"--source is {' '.join(self.source)}, expected NAME=FOLDER, as in eu=data/eu; every name "
+                "once, and not `target` or `english`, whose roles the first two play")
         GPTConfig(self.vocab_size, self.block_size, self.n_layer, self.n_head, self.n_embd)
         self.world().languages()  # refuses an impossible word order
 
@@ -622,9 +623,10 @@ def check_same(job, ckpt):
 
 def contents(s):
     """{what: hash} of the files outside the run's folder: another path to the same files changes nothing."""
-    files = {"init": s.init, "task": s.task}
-    files |= {f"source {name}": folder / "manifest.json" for name, folder in s.prepared().items()}
-    return {what: content_hash(str(file)) for what, file in files.items() if file}
+    found = {what: content_hash(path) for what, path in {"init": s.init, "task": s.task}.items() if path}
+    for name, folder in s.prepared().items():
+        found[f"source {name}"] = json.loads((folder / "manifest.json").read_text())["sha256"]
+    return found
 
 
 @functools.cache
@@ -740,15 +742,27 @@ def arm_names(s):
     return names
 
 
+def check_files(s):
+    """Checks the files that the user gave, and says what to know of them. Raises ValueError if they cannot be
+    used."""
+    folders, tok = s.prepared(), shared_tokenizer(s)
+    shares = {name: load_manifest(folder, s.block_size)["val"] for name, folder in folders.items()}
+    for a, b in permutations(folders, 2):
+        if shares[a] > shares[b]:
+            n = held_out_overlap(folders[a], folders[b])
+            print(f"{n} held-out documents of {a} are trained on in {b}: prepare all sources with one --val")
+    items = bench.read_choices(s.task, s.shots) if s.task else []
+    if items and tok:
+        items, lost = bench.fit(tok, items, s.block_size)
+        sources = {name: np.memmap(folder / "train.bin", tok.dtype, "r") for name, folder in folders.items()}
+        print(f"{s.task}: of {len(items)} items, {lost['lost_shots']} are too long for all shots, {lost['cut']} for "
+              f"their question; the sources hold, of their questions, {bench.occurrences(items, tok, sources)}")
+
+
 def plan(s):
     """The jobs of a study, each after the one that it needs. Everything that can be refused is refused here,
     before anything is written."""
     names, jobs = arm_names(s), {}
-    for folder in s.prepared().values():
-        load_manifest(folder, s.block_size)
-    shared_tokenizer(s)
-    if s.task:
-        bench.read_choices(s.task, s.shots)
     others = [name for name in names if ARMS[name].base]
     require(not s.init or (s.seeds == 1 and s.only != "base" and not others),
             f"--init gives the one base of one run: it does not go with --seeds, --only base or {others}")
@@ -801,6 +815,7 @@ def finish(s, jobs, failed):
 def study(s):
     """Everything that the settings ask for: plan, training, report."""
     set_up_torch(s, int(os.environ.get("LOCAL_RANK", 0)))
+    check_files(s)
     jobs, run = plan(s), Path("runs") / s.name
     if rank_and_world()[0] > 0:
         return train_with_ranks(jobs)
@@ -871,7 +886,8 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     torchrun = "TORCHELASTIC_RUN_ID" in os.environ  # it started this process
     try:
-        require(os.name == "posix", "nanoCPT runs on Linux, on macOS and, on Windows, in WSL")
+        good = os.name == "posix" and sys.version_info >= (3, 10)
+        require(good, "nanoCPT needs Python 3.10 or newer, on Linux, on macOS or, on Windows, in WSL")
         import results.studies  # noqa: F401  here, because it imports this file, whose tables it fills
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
         s = parse_flags(argv)
