@@ -755,8 +755,8 @@ def check_files(s):
     if items and tok:
         items, lost = bench.fit(tok, items, s.block_size)
         sources = {name: np.memmap(folder / "train.bin", tok.dtype, "r") for name, folder in folders.items()}
-        print(f"{s.task}: of {len(items)} items, {lost['lost_shots']} are too long for all shots, {lost['cut']} for "
-              f"their question; the sources hold, of their questions, {bench.occurrences(items, tok, sources)}")
+        print(f"{s.task}: of {len(items)} prompts, {lost['lost_shots']} lose shots and {lost['cut']} a part of "
+              f"their question; questions that the sources hold: {bench.occurrences(items, tok, sources)}")
 
 
 def plan(s):
