@@ -495,20 +495,6 @@ def make_job(study, i, name):
                needs=needs, start=s.init or str(needs.path))
 
 
-def check_job(job):
-    """Raises ValueError if a job asks for what cannot be run, or if its checkpoint has other settings."""
-    curriculum = Curriculum(job.arm.curriculum)
-    job.settings.check()
-    parts = rank_and_world()[1] * job.settings.accumulate
-    require(job.batch_size % parts == 0, f"a batch of {job.batch_size} rows cannot be cut into {parts} "
-                                                   "equal parts, --accumulate for each process")
-    for name in curriculum.shapes:
-        check_name(f"a source in the curriculum of {job.name!r}", name, job.settings.corpora())
-    curriculum.check(job.steps)
-    if job.path.exists():
-        check_same(job, load_checkpoint(job.path))
-
-
 def make_model(job, tok):
     """(the model before training, {name: its weights before LoRA is added})."""
     s = job.settings
@@ -755,8 +741,8 @@ def check_files(s):
     if items and tok:
         items, lost = bench.fit(tok, items, s.block_size)
         sources = {name: np.memmap(folder / "train.bin", tok.dtype, "r") for name, folder in folders.items()}
-        print(f"{s.task}: of {len(items)} prompts, {lost['lost_shots']} lose shots and {lost['cut']} a part of "
-              f"their question; questions that the sources hold: {bench.occurrences(items, tok, sources)}")
+        print(f"{s.task}: of {len(items)} prompts, {lost['lost_shots']} lose shots, {lost['cut']} a part of the "
+              f"question; questions that the sources hold: {bench.occurrences(items, tok, sources)}")
 
 
 def plan(s):
@@ -772,44 +758,43 @@ def plan(s):
             for one in filter(None, [job.needs, job]):
                 jobs[one.path] = one
     for job in jobs.values():
-        check_job(job)
+        job.settings.check()
+        curriculum, parts = Curriculum(job.arm.curriculum), rank_and_world()[1] * s.accumulate
+        for name in curriculum.shapes:
+            check_name(f"a source in the curriculum of {job.name!r}", name, s.corpora())
+        curriculum.check(job.steps)
+        require(job.batch_size % parts == 0, f"a batch of {job.batch_size} rows cannot be cut into {parts} "
+                                             "equal parts, --accumulate for each process")
+        if job.path.exists():
+            check_same(job, load_checkpoint(job.path))
     return list(jobs.values())
 
 
-def write_study(s, left_out):
-    """Gathers the rows of a study's arms into metrics.jsonl of its folder, and what the report has to know
-    into settings.json. Returns the folder."""
-    study, folder, rows = STUDIES[s.study], Path("runs") / s.name / s.study, []
-    names = list(dict.fromkeys([*study.arms, *arm_names(s)]))
-    for job in [make_job(s, i, name) for name in names for i in range(s.seeds)]:
+def finish(s, jobs, failed):
+    """The end of a study: its log and its report, of all its arms that have been run. Then an error names
+    what went wrong, if anything did."""
+    from results import report  # here, because only the end of a study needs it
+    arms = dict.fromkeys([*STUDIES[s.study].arms, *arm_names(s)])
+    every = [make_job(s, i, name) for name in arms for i in range(s.seeds)]
+    left_out = [job.below_gate() for job in jobs if job.finished() and job.below_gate()]
+    for job in every:
         if job.path.exists():
             check_same(job, load_checkpoint(job.path))  # rows of different settings are never averaged
-            rows += job.rows()
-    info = {"study": s.study, **asdict(study), "left_out": left_out, "bases": BASES, "settings": asdict(s),
-            "arms": {name: asdict(ARMS[name]) for name in names},
-            "machines": list(dict.fromkeys(row["machine"] for row in rows)),
-            "commits": list(dict.fromkeys(row["commit"] for row in rows))}
-    folder.mkdir(exist_ok=True)
-    write_lines(folder / "metrics.jsonl", rows)
-    write_atomically(folder / "settings.json", lambda path: path.write_text(json.dumps(info, indent=1)))
-    return folder
-
-
-def finish(s, jobs, failed):
-    """The end of a study: its log and its report. Then an error names what went wrong, if anything did."""
-    bases = [job for job in jobs if job.name == "base" and job.finished()]
-    left_out = [job.below_gate() for job in bases if job.below_gate()]
+    if any(job.finished() for job in every):
+        info = {"study": s.study, **asdict(STUDIES[s.study]), "settings": asdict(s), "bases": BASES,
+                "arms": {name: asdict(ARMS[name]) for name in arms}, "left_out": left_out}
+        folder = Path("runs") / s.name / s.study
+        report.write_study(folder, [row for job in every for row in job.rows()], info)
+        try:
+            print(report.report(folder))
+        except ValueError as e:  # no run has finished all arms; what has failed is said below
+            print(e)
     for why in left_out:
         print(f"left out: {why}")
-    if any(job.start and job.finished() for job in jobs):
-        from results.report import report  # here, because only the end of a study needs it
-        print(report(write_study(s, left_out)))
-        if s.preset == s.name == "smoke":
-            print("Now the real thing: python train.py")
     if failed:
         text = "; ".join(f"{title}: {why}" for title, why in failed.items())
         raise ChildProcessError(f"{text} -- fix that; the same command then runs the rest")
-    require(not bases or len(left_out) < len(bases), "; ".join(left_out))
+    require(len(left_out) < s.seeds, "; ".join(left_out))
 
 
 def study(s):
