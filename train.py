@@ -36,6 +36,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from difflib import get_close_matches
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -46,8 +47,8 @@ from tqdm import tqdm
 
 import bench
 from curriculum import Curriculum
-from data import (SOURCES, Mixture, Tokenizer, World, load_manifest, load_tokenizer, one_line_parser, refuse,
-                  require, sha256, train_bpe, write_atomically, write_corpus)
+from data import (SOURCES, Mixture, Tokenizer, World, held_out_overlap, load_manifest, load_tokenizer,
+                  one_line_parser, refuse, require, sha256, train_bpe, write_atomically, write_corpus)
 from ema import EMA
 from model import (GPT, GPTConfig, add_lora, load_checkpoint, load_gpt2, merge_lora, model_from_checkpoint,
                    save_checkpoint)
@@ -161,8 +162,8 @@ class Settings:
                                                         "folder under runs/: letters, digits, _ . + -")
         good = all(re.fullmatch(r"\w[\w+-]*=.+", text) for text in self.source)
         require(good and (not self.source or len(self.corpora()) == len(self.source)),
-                f"--source is {self.source}, expected NAME=FOLDER, as in eu=data/eu; every name once, and not "
-                "`target` or `english`, whose roles the first two play")
+                f"--source is {' '.join(self.source)}, expected NAME=FOLDER, as in eu=data/eu; every name "
+                "once, and not `target` or `english`, whose roles the first two play")
         GPTConfig(self.vocab_size, self.block_size, self.n_layer, self.n_head, self.n_embd)
         self.world().languages()  # refuses an impossible word order
 
@@ -494,20 +495,6 @@ def make_job(study, i, name):
                needs=needs, start=s.init or str(needs.path))
 
 
-def check_job(job):
-    """Raises ValueError if a job asks for what cannot be run, or if its checkpoint has other settings."""
-    curriculum = Curriculum(job.arm.curriculum)
-    job.settings.check()
-    parts = rank_and_world()[1] * job.settings.accumulate
-    require(job.batch_size % parts == 0, f"a batch of {job.batch_size} rows cannot be cut into {parts} "
-                                                   "equal parts, --accumulate for each process")
-    for name in curriculum.shapes:
-        check_name(f"a source in the curriculum of {job.name!r}", name, job.settings.corpora())
-    curriculum.check(job.steps)
-    if job.path.exists():
-        check_same(job, load_checkpoint(job.path))
-
-
 def make_model(job, tok):
     """(the model before training, {name: its weights before LoRA is added})."""
     s = job.settings
@@ -622,9 +609,10 @@ def check_same(job, ckpt):
 
 def contents(s):
     """{what: hash} of the files outside the run's folder: another path to the same files changes nothing."""
-    files = {"init": s.init, "task": s.task}
-    files |= {f"source {name}": folder / "manifest.json" for name, folder in s.prepared().items()}
-    return {what: content_hash(str(file)) for what, file in files.items() if file}
+    found = {what: content_hash(path) for what, path in {"init": s.init, "task": s.task}.items() if path}
+    for name, folder in s.prepared().items():
+        found[f"source {name}"] = json.loads((folder / "manifest.json").read_text())["sha256"]
+    return found
 
 
 @functools.cache
@@ -740,15 +728,27 @@ def arm_names(s):
     return names
 
 
+def check_files(s):
+    """Checks the files that the user gave, and says what to know of them. Raises ValueError if they cannot be
+    used."""
+    folders, tok = s.prepared(), shared_tokenizer(s)
+    shares = {name: load_manifest(folder, s.block_size)["val"] for name, folder in folders.items()}
+    for a, b in permutations(folders, 2):
+        if shares[a] > shares[b]:
+            n = held_out_overlap(folders[a], folders[b])
+            print(f"{n} held-out documents of {a} are trained on in {b}: prepare all sources with one --val")
+    items = bench.read_choices(s.task, s.shots) if s.task else []
+    if items and tok:
+        items, lost = bench.fit(tok, items, s.block_size)
+        sources = {name: np.memmap(folder / "train.bin", tok.dtype, "r") for name, folder in folders.items()}
+        print(f"{s.task}: of {len(items)} prompts, {lost['lost_shots']} lose shots, {lost['cut']} a part of the "
+              f"question; questions that the sources hold: {bench.occurrences(items, tok, sources)}")
+
+
 def plan(s):
     """The jobs of a study, each after the one that it needs. Everything that can be refused is refused here,
     before anything is written."""
     names, jobs = arm_names(s), {}
-    for folder in s.prepared().values():
-        load_manifest(folder, s.block_size)
-    shared_tokenizer(s)
-    if s.task:
-        bench.read_choices(s.task, s.shots)
     others = [name for name in names if ARMS[name].base]
     require(not s.init or (s.seeds == 1 and s.only != "base" and not others),
             f"--init gives the one base of one run: it does not go with --seeds, --only base or {others}")
@@ -758,49 +758,49 @@ def plan(s):
             for one in filter(None, [job.needs, job]):
                 jobs[one.path] = one
     for job in jobs.values():
-        check_job(job)
+        job.settings.check()
+        curriculum, parts = Curriculum(job.arm.curriculum), rank_and_world()[1] * s.accumulate
+        for name in curriculum.shapes:
+            check_name(f"a source in the curriculum of {job.name!r}", name, s.corpora())
+        curriculum.check(job.steps)
+        require(job.batch_size % parts == 0, f"a batch of {job.batch_size} rows cannot be cut into {parts} "
+                                             "equal parts, --accumulate for each process")
+        if job.path.exists():
+            check_same(job, load_checkpoint(job.path))
     return list(jobs.values())
 
 
-def write_study(s, left_out):
-    """Gathers the rows of a study's arms into metrics.jsonl of its folder, and what the report has to know
-    into settings.json. Returns the folder."""
-    study, folder, rows = STUDIES[s.study], Path("runs") / s.name / s.study, []
-    names = list(dict.fromkeys([*study.arms, *arm_names(s)]))
-    for job in [make_job(s, i, name) for name in names for i in range(s.seeds)]:
+def finish(s, jobs, failed):
+    """The end of a study: its log and its report, of all its arms that have been run. Then an error names
+    what went wrong, if anything did."""
+    from results import report  # here, because only the end of a study needs it
+    arms = dict.fromkeys([*STUDIES[s.study].arms, *arm_names(s)])
+    every = [make_job(s, i, name) for name in arms for i in range(s.seeds)]
+    left_out = [job.below_gate() for job in jobs if job.finished() and job.below_gate()]
+    for job in every:
         if job.path.exists():
             check_same(job, load_checkpoint(job.path))  # rows of different settings are never averaged
-            rows += job.rows()
-    info = {"study": s.study, **asdict(study), "left_out": left_out, "bases": BASES, "settings": asdict(s),
-            "arms": {name: asdict(ARMS[name]) for name in names},
-            "machines": list(dict.fromkeys(row["machine"] for row in rows)),
-            "commits": list(dict.fromkeys(row["commit"] for row in rows))}
-    folder.mkdir(exist_ok=True)
-    write_lines(folder / "metrics.jsonl", rows)
-    write_atomically(folder / "settings.json", lambda path: path.write_text(json.dumps(info, indent=1)))
-    return folder
-
-
-def finish(s, jobs, failed):
-    """The end of a study: its log and its report. Then an error names what went wrong, if anything did."""
-    bases = [job for job in jobs if job.name == "base" and job.finished()]
-    left_out = [job.below_gate() for job in bases if job.below_gate()]
+    if any(job.finished() for job in every):
+        info = {"study": s.study, **asdict(STUDIES[s.study]), "settings": asdict(s), "bases": BASES,
+                "arms": {name: asdict(ARMS[name]) for name in arms}, "left_out": left_out}
+        folder = Path("runs") / s.name / s.study
+        report.write_study(folder, [row for job in every for row in job.rows()], info)
+        try:
+            print(report.report(folder))
+        except ValueError as e:  # no run has finished all arms; what has failed is said below
+            print(e)
     for why in left_out:
         print(f"left out: {why}")
-    if any(job.start and job.finished() for job in jobs):
-        from results.report import report  # here, because only the end of a study needs it
-        print(report(write_study(s, left_out)))
-        if s.preset == s.name == "smoke":
-            print("Now the real thing: python train.py")
     if failed:
         text = "; ".join(f"{title}: {why}" for title, why in failed.items())
         raise ChildProcessError(f"{text} -- fix that; the same command then runs the rest")
-    require(not bases or len(left_out) < len(bases), "; ".join(left_out))
+    require(len(left_out) < s.seeds, "; ".join(left_out))
 
 
 def study(s):
     """Everything that the settings ask for: plan, training, report."""
     set_up_torch(s, int(os.environ.get("LOCAL_RANK", 0)))
+    check_files(s)
     jobs, run = plan(s), Path("runs") / s.name
     if rank_and_world()[0] > 0:
         return train_with_ranks(jobs)
@@ -871,7 +871,8 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     torchrun = "TORCHELASTIC_RUN_ID" in os.environ  # it started this process
     try:
-        require(os.name == "posix", "nanoCPT runs on Linux, on macOS and, on Windows, in WSL")
+        good = os.name == "posix" and sys.version_info >= (3, 10)
+        require(good, "nanoCPT needs Python 3.10 or newer, on Linux, on macOS or, on Windows, in WSL")
         import results.studies  # noqa: F401  here, because it imports this file, whose tables it fills
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
         s = parse_flags(argv)

@@ -78,6 +78,15 @@ class Log:
         return log
 
 
+def write_study(folder, rows, info):
+    """Writes the log of a study, and what the report has to know of it besides."""
+    info |= {key + "s": list(dict.fromkeys(row[key] for row in rows)) for key in ("machine", "commit")}
+    log = "".join(json.dumps(row) + "\n" for row in rows)
+    folder.mkdir(exist_ok=True)
+    write_atomically(folder / "metrics.jsonl", lambda path: path.write_text(log))
+    write_atomically(folder / "settings.json", lambda path: path.write_text(json.dumps(info, indent=1)))
+
+
 def read_study(folder):
     """(Log, settings.json as a dict) of a folder. ValueError if they are damaged, or no run has ended."""
     try:
@@ -509,7 +518,10 @@ def report(folder):
              if v["verdict"] != "not run"]
     if found and not smoke:
         parts.append("\n".join(found))
-    return "\n\n".join([*parts, f"report: {folder / 'report.md'}\nfigure: {figure}"])
+    parts.append(f"report: {folder / 'report.md'}\nfigure: {figure}")
+    if smoke:
+        parts.append("Now the real thing: python train.py")
+    return "\n\n".join(parts)
 
 
 def findings(results):

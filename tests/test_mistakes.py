@@ -59,7 +59,7 @@ CASES = [
     (f"train.py --init {GOOD} --seeds 2", "--init gives the one base of one run"),
     (f"train.py --init {GOOD} --cognates 0.1", "cognates is 0.1, but the base .* has 0.4: leave --cognates out"),
     # real text
-    ("train.py --source data/eu", "source is 'data/eu', expected NAME=FOLDER"),
+    ("train.py --source data/eu", "source is data/eu, expected NAME=FOLDER"),
     ("train.py --source eu=nowhere", "nowhere"), ("train.py --task nowhere.jsonl", "nowhere.jsonl"),
     # the other files
     ("bench.py", "give a model"), ("bench.py none.pt", "none.pt"), ("bench.py --shwo", "--shwo"),

@@ -4,13 +4,13 @@ import shutil
 
 import pytest
 
-import bench
 import train
 from conftest import ROOT
+from results import report
 
 RESULTS = ROOT / "results"
 PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "results/NOTES.md", "results/COURSE.md")}
-FOUND = bench.findings(RESULTS)
+FOUND = report.findings(RESULTS)
 
 
 def test_the_claims_in_the_readme_are_those_that_the_logs_give():
@@ -33,11 +33,11 @@ def test_every_interval_that_a_page_quotes_stands_in_a_report(page):
 
 
 def test_numbers_without_an_interval_are_those_of_the_logs():
-    main, schedule = (bench.read_study(RESULTS / name)[0] for name in ("main", "schedule"))
+    main, schedule = (report.read_study(RESULTS / name)[0] for name in ("main", "schedule"))
     course, readme = (" ".join(PAGES[page].split()) for page in ("results/COURSE.md", "README.md"))
 
     def curve(key, step):
-        return f"{main.curve('target', key, step).mean():.0f}"
+        return f"{main.along('target', key, step).mean():.0f}"
 
     (right, silent, wrong, listed), (right_end, silent_end, wrong_end, listed_end) = (
         [curve(key, step) for key in ("copain", "copain_not_in_list", "copain_wrong_element", "copain_restricted")]
@@ -47,8 +47,8 @@ def test_numbers_without_an_interval_are_those_of_the_logs():
             f"base, {curve('copain_restricted', 0)}%.") in course
 
     def closed(key, end):
-        gap = bench.difference(schedule, key, f"target+english{end}", f"target{end}").mean
-        return f"{bench.difference(schedule, key, f'curriculum{end}', f'target{end}').mean / gap:.0%}"
+        gap = schedule.difference(key, f"target+english{end}", f"target{end}").mean
+        return f"{schedule.difference(key, f'curriculum{end}', f'target{end}').mean / gap:.0%}"
 
     assert (f"closes {closed('copain', '')} of the gap on Copain, {closed('gain', '')} of that of the gain from shots and "
             f"{closed('label_target', '')} on the label task") in course
@@ -65,14 +65,13 @@ def test_numbers_without_an_interval_are_those_of_the_logs():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_flag_on_a_page_exists(page):
-    flags = {f"--{name}" for name in train.Settings.__dataclass_fields__} | {"--help"}
-    known = {"train.py": flags, "bench.py": {"--show", "--report", "--findings", "--copain", "--task", "--shots", "--sample",
-                                             "--language"},
-             "data.py": {"--name", "--tokenizer", "--field", "--errors"}, "model.py": {"--export"}, "ema.py": set(),
-             "curriculum.py": set(), "tests/soak.py": {"--kills"},
-             "tests/speed.py": {"--growth", "--nanogpt", "--compile", "--toy", "--profile"}}
-    commands = re.findall(r"^ *python (\S+)(.*(?:\\\n.*)*)", PAGES[page], re.M)
-    commands += re.findall(r"`python ([^\s`]+)([^`]*)`", PAGES[page])  # within a sentence
+    known = {"train.py": {f"--{name}" for name in train.Settings.__dataclass_fields__} | {"--help"},
+             "bench.py": {"--show", "--copain", "--task", "--shots", "--sample"},
+             "data.py": {"--name", "--tokenizer", "--field", "--errors", "--val"}, "model.py": {"--export"},
+             "ema.py": set(), "curriculum.py": set(), "results.report": set(), "results.studies": set(),
+             "tests/soak.py": {"--kills"}, "tests/speed.py": {"--nanogpt", "--compile", "--dtype", "--big"}}
+    commands = re.findall(r"^ *python (?:-m )?(\S+)(.*(?:\\\n.*)*)", PAGES[page], re.M)
+    commands += re.findall(r"`python (?:-m )?([^\s`]+)([^`]*)`", PAGES[page])  # within a sentence
     assert commands
     for script, rest in commands:
         assert set(re.findall(r"--\w+", rest.split(" #")[0])) <= known[script], (script, rest)
@@ -84,12 +83,13 @@ def test_every_link_to_a_file_leads_to_one():
             assert ((ROOT / page).parent / link).exists(), f"{page}: {link}"
 
 
-def test_every_report_is_drawn_from_its_log_again_without_a_change(tmp_path):
+def test_every_report_is_drawn_from_its_log_again_without_a_change(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "draw_figure", lambda *_: None)
     for study in sorted(RESULTS.glob("*/metrics.jsonl")):
-        shutil.copytree(study.parent, tmp_path / study.parent.name)
-        (tmp_path / study.parent.name / "report.md").unlink()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(bench, "draw_figure", lambda *_: None)
-            bench.report(tmp_path / study.parent.name)
+        folder = tmp_path / study.parent.name
+        folder.mkdir()
+        for name in ("metrics.jsonl", "settings.json"):
+            shutil.copy(study.parent / name, folder)
+        report.report(folder)
         for name in ("report.md", "summary.json"):
-            assert (tmp_path / study.parent.name / name).read_text() == (study.parent / name).read_text()
+            assert (folder / name).read_text() == (study.parent / name).read_text()

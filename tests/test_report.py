@@ -1,0 +1,229 @@
+"""Reports: intervals and verdicts against hand computations, and the files that a study's log becomes."""
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from data import COPAIN_TASKS
+from results import report
+from results.report import Estimate, Log
+
+BASE = dict(ppl_target=10.0, copain=90.0, gain=40.0, label_target=60.0, label_ppl_target=2.0, shift_l2=0.0)
+SOUND = dict(ppl_target=5.0, copain=85.0, gain=38.0, label_target=90.0, label_ppl_target=1.2, shift_l2=2.0)
+COLLAPSED = dict(early=5.0, copain=20.0, gain=1.0, label_target=51.0, label_ppl_target=3.0, shift_l2=40.0)
+TWO = {"target": COLLAPSED, "target+english": {}}
+
+
+def rows_of(arms, seeds=3):
+    """Rows at steps 0, 10, 100. arms: {name: what differs from SOUND at the end}; early: Copain at 10."""
+    rows = []
+    for arm, given in arms.items():
+        for seed in range(seeds):
+            end = SOUND | given
+            early = end | {"copain": end.get("early", end["copain"])}
+            for step, metrics in ((0, BASE), (10, early), (100, end)):
+                metrics = metrics | dict(arm=arm, seed=seed, step=step, data_seed=seed, bench_seed=7)
+                metrics["ppl_target"] += 0.01 * seed
+                rows.append(metrics | {"copain_tasks": dict.fromkeys(COPAIN_TASKS, metrics["copain"])})
+    return rows
+
+
+def judged(rows, study="main"):
+    return {v["id"]: v["verdict"] for v in report.verdicts(Log(rows), study)}
+
+
+def write_study(folder, rows, preset="laptop"):
+    """A study's folder as train.py leaves it."""
+    settings = dict(preset=preset, steps=100, device="cpu", dtype="float32")
+    info = dict(study="main", question="Why?", pairs=[["target+english", "target"]], judge=[], x={}, line=[],
+                judge_best=False, figure="step", left_out=[], settings=settings, machines=["CPU, 2 cores"],
+                arms={row["arm"]: dict(lr_scale=1.0, base="") for row in rows}, commits=["abc"])
+    folder.mkdir(exist_ok=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "settings.json").write_text(json.dumps(info))
+    return folder
+
+
+@pytest.mark.parametrize("values, low, high", [
+    ([0.0, 1.0], -5.853, 6.853),      # s = 0.7071, t(1) = 12.706, 12.706 * 0.7071 / 1.4142 = 6.353
+    ([1, 2, 3, 4, 5], 1.037, 4.963),  # s = 1.5811, t(4) = 2.776, 2.776 * 1.5811 / 2.2361 = 1.963
+    ([2.0] * 7, 2.0, 2.0), ([3.0], 3.0, 3.0)])
+def test_the_t_interval_against_the_closed_form(values, low, high):
+    e = Estimate.of(values)
+    assert (e.low, e.high) == pytest.approx((low, high), abs=1e-3)
+
+
+def test_the_quantiles_are_students_by_the_integral_of_its_density():
+    for n, t in enumerate(report.T_975, 1):  # n degrees of freedom
+        x = (np.arange(100_000) + 0.5) * t / 100_000
+        norm = math.gamma((n + 1) / 2) / (math.sqrt(n * math.pi) * math.gamma(n / 2))
+        assert norm * np.mean((1 + x * x / n) ** (-(n + 1) / 2)) * t == pytest.approx(0.475, abs=3e-5)
+
+
+def test_ratios_have_the_geometric_mean_and_intervals_end_where_values_can():
+    e = Estimate.geometric([1.0, 4.0])  # logs 0 and 1.3863: s = 0.9803, 12.706 * 0.9803 / 1.4142 = 8.807
+    assert (e.mean, math.log(e.high)) == pytest.approx((2.0, math.log(2) + 8.807), abs=1e-3)
+    assert Estimate.geometric([1.0, 4.0], least=1).low == 1 and Estimate.of([99, 100, 95], 0, 100).high == 100
+
+
+def test_pairing_by_run_takes_the_spread_between_runs_out_of_a_difference():
+    rows = rows_of({"a": {}, "b": {}}, seeds=4)
+    for row in rows:
+        row["copain"] = 10.01 * row["seed"] + (5 if row["arm"] == "a" else 0)
+    gap, a = Log(rows).difference("copain", "a", "b"), Log(rows).estimate("a", "copain")
+    assert gap.mean == pytest.approx(5) and gap.high - gap.low < 0.1 and a.high > 30
+
+
+def test_an_effect_its_absence_and_its_reverse_are_told_apart():
+    arms, no = TWO | {"curriculum": {}, "ema": {}}, "not reproduced"
+    assert list(judged(rows_of(arms)).values()) == ["reproduced"] * 6
+    null = judged(rows_of(dict.fromkeys(arms, {})))  # then nothing is left to repair
+    assert list(null.values()) == ["reproduced", no, no, no, "inconclusive", "inconclusive"]
+    reverse = judged(rows_of({"target": {"ppl_target": 9.0, "shift_l2": 1.0}, "target+english": COLLAPSED}))
+    assert [reverse[claim] for claim in ("C1", "C2", "C3", "C4")] == [no] * 4
+
+
+def test_half_an_effect_and_half_a_repair_are_partly():
+    half = judged(rows_of(TWO | {"target": dict(copain=20.0, label_target=51.0, shift_l2=3.0)}))
+    assert [half[claim] for claim in ("C2", "C3", "C4")] == ["partly"] * 3
+    weak = dict(copain=60.0, gain=5.0, label_target=51.0)
+    arms = TWO | {"curriculum": weak, "ema": {"ppl_target": 6.0}}  # all but the perplexity
+    assert judged(rows_of(arms))["C5"] == judged(rows_of(arms))["C6"] == "partly"
+    assert judged(rows_of(arms | {"curriculum": weak | {"copain": 30.0}}))["C5"] == "not reproduced"
+
+
+def test_noise_across_a_bound_a_base_without_icl_and_two_runs_are_inconclusive():
+    rows = rows_of(TWO)
+    for row in rows[:9]:  # of target
+        row["ppl_target"] *= (0.9, 1.0, 1.2)[row["seed"]]
+    assert judged(rows)["C1"] == judged([row | {"gain": 0.0} for row in rows])["C2"] == "inconclusive"
+    assert {judged(rows_of(TWO, seeds=2))[claim] for claim in ("C1", "C2", "C3", "C4")} == {"inconclusive"}
+    assert judged(rows_of({"target": {}}))["C1"] == judged([])["C1"] == "not run"
+
+
+def test_c7_wants_a_smaller_shift_and_a_higher_perplexity_at_every_rank():
+    arms = {"target": {}} | dict.fromkeys(report.RANKS, {"ppl_target": 5.5, "shift_l2": 1.0})
+    assert judged(rows_of(arms), "constraints") == {"C7": "reproduced"}
+    assert judged(rows_of(arms | {"lora-64": {"shift_l2": 1.0}}), "constraints") == {"C7": "partly"}
+    assert judged(rows_of(dict.fromkeys(arms, {})), "constraints") == {"C7": "not reproduced"}
+
+
+@pytest.mark.parametrize("weak, strong, end, verdict", [
+    (40, 5, 90, "reproduced"), (12, 5, 90, "partly"), (20, 20, 90, "not reproduced"),
+    (40, 5, 55, "inconclusive")])  # at 55 nothing emerges that English could save
+def test_c8_wants_a_larger_gap_from_the_weaker_base(weak, strong, end, verdict):
+    arms = dict.fromkeys(report.C8_ARMS, {"label_target": 90.0})
+    arms |= {"seen-0.1": {"label_target": 90.0 - weak}, "seen-20": {"label_target": 90.0 - strong}}
+    assert judged(rows_of(arms | {"seen-0.1+english": {"label_target": end}}), "languages") == {"C8": verdict}
+
+
+def test_the_shift_at_equal_perplexity_lies_between_two_evaluations():
+    rows = rows_of({"a": {}}, seeds=1)
+    for row, ppl, shift in zip(rows, (100.0, 10.0, 1.0), (0.0, 2.0, 6.0)):
+        row.update(ppl_target=ppl, shift_l2=shift)
+    assert report.shift_at(Log(rows), "a", [10 ** 0.5]) == pytest.approx([4.0])
+
+
+def test_an_old_log_is_read_along_the_way_by_its_sample_and_at_the_end_by_all_items():
+    rows = [row | {"curve_copain": 8.0 if row["step"] == 0 else row["copain"]} for row in rows_of(TWO)]
+    for row in rows[1::3]:  # those of step 10
+        del row["copain"]
+    verdict, number = report.judge_c2(Log(rows))
+    assert verdict == "partly" and "lowest early Copain without English 62% of" in number  # 5 of 8
+    assert Log(rows)("target", "copain", 0).tolist() == [90.0] * 3
+
+
+def test_claims_are_judged_again_on_the_arms_that_a_study_names_and_at_the_best_rates():
+    arms = TWO | {"target-lr-2": {"ppl_target": 4.0}, "target+english-lr-2": {"ppl_target": 6.0}}
+    fields = {arm: dict(curriculum=arm.removesuffix("-lr-2"), lr_scale=1 + ("lr" in arm)) for arm in arms}
+    log, judge = Log(rows_of(arms)), [{"target": "target-lr-2", "target+english": "target+english"}]
+    named, best = report.variants(log, dict(judge=judge, judge_best=True, arms=fields)).values()
+    assert named == best == judge[0] and log.renamed(named).arms == ["target", "target+english"]
+    assert [report.judge_c2(x)[0] for x in (log, log.renamed(named))] == ["reproduced", "not reproduced"]
+
+
+@pytest.mark.parametrize("held, words", [
+    ("C1 C2", "Without English: same perplexity, but in-context learning collapses"), ("C1 C5", ""),
+    ("C2 C5 C6", "Without English, in-context learning collapses; a curriculum or an EMA prevents it")])
+def test_the_title_of_a_figure_says_no_more_than_the_verdicts(held, words):
+    claims = [dict(id=f"C{n}", verdict="reproduced" if f"C{n}" in held else "partly") for n in range(1, 7)]
+    assert report.headline(claims) == words
+    assert report.headline([dict(claim="LoRA hinders", verdict="partly")]) == "LoRA hinders: partly"
+
+
+def test_verdicts_of_one_run_say_so_and_smoke_settings_give_none_in_the_terminal(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "draw_figure", None)
+    folder = write_study(tmp_path / "main", rows_of(TWO, seeds=1))
+    out, text = report.report(folder), (folder / "report.md").read_text()
+    for shown in (out, text, report.findings(tmp_path)):
+        assert shown.count("reproduced") == shown.count("reproduced in this run") > 0
+    assert json.loads((folder / "summary.json").read_text())["claims"][0]["verdict"] == "reproduced"
+    out = report.report(write_study(folder, rows_of(TWO), preset="smoke"))
+    assert "mean nothing" in out and "C1" not in out and "reproduced" not in out
+
+
+def test_what_is_unfinished_is_named_and_the_rest_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "draw_figure", None)
+    ended = [row for row in rows_of(TWO) if (row["arm"], row["seed"], row["step"]) != ("target", 1, 100)]
+    begun = [row for row in rows_of({"ema": {}}) if row["step"] < 100]
+    folder = write_study(tmp_path / "main", ended + begun)
+    assert "means over 2 runs" in report.report(folder)
+    assert "seed 1, which has not finished target.\n" in (folder / "report.md").read_text()
+    assert "No run has finished ema.\n" in (folder / "report.md").read_text()
+    with pytest.raises(ValueError, match="no run has finished"):
+        report.report(write_study(folder, begun))
+
+
+def test_a_figure_that_fails_costs_no_table_and_no_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "start_figure", None)
+    folder = write_study(tmp_path / "main", rows_of(TWO))
+    out, text = report.report(folder), (folder / "report.md").read_text()
+    assert "figure: not drawn (TypeError: " in out and "C2   " in out and (folder / "summary.json").exists()
+    assert "| max_integer_in_list       | 90   | 20     | 85             |" in text  # base, target, + English
+    assert "| target         | 90 / 60 | 5 / 51  | 20 / 51 |" in text  # Copain / label task along the way
+
+
+def test_the_command_draws_even_if_it_inherits_a_backend_that_does_not_exist(tmp_path):
+    folder = write_study(tmp_path / "main", rows_of(TWO, seeds=1))
+    run = subprocess.run([sys.executable, "-m", "results.report", folder], text=True, capture_output=True,
+                         env=os.environ | {"MPLBACKEND": "nonsense"})
+    assert (folder / "figure.png").stat().st_size > 10_000 and "C1" in run.stdout, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("label, x, line, kind", [
+    ("", {}, [], "ends"), ("target perplexity", {}, [], "along"), ("step", {}, [], "curves"),
+    ("dose", {"target": 0, "far": 5, "far+english": 20}, ["target", "far"], "along")])
+def test_every_study_gets_the_picture_that_it_asks_for(tmp_path, monkeypatch, label, x, line, kind):
+    called, draw = [], getattr(report, f"draw_{kind}")
+    monkeypatch.setattr(report, f"draw_{kind}", lambda *args: called.append(draw(*args)))
+    log = Log(rows_of(dict.fromkeys(["target", "far", "far+english"], {})))
+    report.draw_figure(log, dict(figure=label, x=x, line=line), tmp_path / "figure.png", "What it says")
+    assert called and (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_findings_are_claims_then_studies_and_one_that_stands_twice_or_lacks_a_file_is_refused(tmp_path):
+    write_study(tmp_path / "main", rows_of(TWO))
+    claims, main, pairs = report.findings(tmp_path).split("\n\n")
+    assert "**reproduced**" in claims and "main, 3 runs" in claims and "| C8 |" in claims
+    assert main.startswith("**main: Why?** 3 runs: base seeds 0, 1, 2, data order 0 to 2, benchmark 7; CPU")
+    assert "| target+english against target | 65.0 " in pairs and "| 100% " in pairs  # all of Copain's gap
+    write_study(tmp_path / "again", rows_of(TWO))
+    with pytest.raises(ValueError, match="holds the study main twice"):
+        report.findings(tmp_path)
+    with pytest.raises(ValueError, match="No such file.*rerun"):
+        report.report(tmp_path)
+
+
+@pytest.mark.parametrize("name, text, words", [
+    ("metrics.jsonl", "{", "not JSON"), ("metrics.jsonl", "", "no run"), ("metrics.jsonl", "[]", "line 1"),
+    ("settings.json", "{", "JSON"), ("settings.json", "[]", "lacks study")])
+def test_a_damaged_file_is_one_line(tmp_path, name, text, words):
+    folder = write_study(tmp_path / "main", rows_of(TWO))
+    (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=words) as e:
+        report.report(folder)
+    assert str(folder) in str(e.value) and "rerun" in str(e.value) and "\n" not in str(e.value)
