@@ -146,12 +146,10 @@ def read_copain(path, n_shots=3):
         task, items = file.parent.name if file.stem in ("test", "data") else file.stem, []
         for where, row in read_json_lines(file):
             lists = [x for x in row.values() if isinstance(x, list)]
-            good = len(lists) == 1 and all(isinstance(x, (str, int)) for x in lists[0])
-            good = good and len(set(lists[0])) > 1
-            require(good, f"{where}: expected one list of different words or integers, found {lists}")
-            elements, target = [str(x).strip() for x in lists[0]], str(row.get("target")).strip()
-            require(target in elements, f"{where}: the target is {target!r}, expected one of {elements}")
+            elements, target = [str(x).strip() for x in sum(lists, [])], str(row.get("target")).strip()
             choices = tuple(dict.fromkeys(elements))  # a list may repeat an element
+            require(len(lists) == 1 and len(choices) > 1 and target in choices, f"{where}: expected one list "
+                    f"of different elements and `target`, one of them; found {str(row)[:300]}")
             item = Item(task, list_line(elements, "", HELD_OUT_FORMAT), target, choices)
             items.append((tuple(sorted(elements)), item))
         found += add_shots(file, items, n_shots)
@@ -165,14 +163,11 @@ def read_choices(path, n_shots=5):
     items = []
     for where, row in read_json_lines(path):
         context, choices, label = row.get("context"), row.get("choices"), row.get("label")
-        good = isinstance(context, str) and context.strip()
-        require(good, f"{where}: `context` is {context!r}, expected a text")
-        good = isinstance(choices, list) and all(isinstance(c, str) and c.strip() for c in choices)
-        require(good and len({c.strip() for c in choices}) == len(choices) > 1,
-                f"{where}: `choices` is {choices!r}, expected two or more different texts")
-        require(type(label) is int and 0 <= label < len(choices),  # True is no label
-                f"{where}: `label` is {label!r}, expected a number from 0 to {len(choices) - 1}")
-        choices = tuple(c.strip() for c in choices)
+        good = isinstance(context, str) and isinstance(choices, list) and type(label) is int  # not True
+        choices = tuple(str(choice).strip() for choice in choices) if good else ()
+        good = len(set(choices) - {""}) == len(choices) > 1 and context.strip() and 0 <= label < len(choices)
+        require(good, f"{where}: expected `context`, a text, `choices`, two or more different texts, and "
+                      f"`label`, the number of the right one, from 0; found {str(row)[:300]}")
         item = Item(str(path), context.rstrip(), choices[label], choices, "\n\n")
         items.append((" ".join(context.split()), item))
     return add_shots(path, items, n_shots)
@@ -214,24 +209,26 @@ def fit(tok, items, longest):
     "cut": how many a part of their question}). Whole shots are dropped, from the left; only a question that
     does not fit alone loses its beginning. ValueError if choices do not fit."""
     fitting, lost = [], {"lost_shots": 0, "cut": 0}
-    for whole in items:
-        item = whole
-        while longest:
-            prompt, choices = encode_item(tok, item)
-            excess = len(prompt) + max(map(len, choices)) - longest
-            if excess <= 0:
-                break
+    for item in items:
+        n_shots, question = len(item.shots), item.question
+        while (excess := longest_prompt(tok, [item]) - longest) > 0:
             if item.shots:
                 item = replace(item, shots=item.shots[1:])
             else:
-                question = tok.decode(prompt[1 + excess:]).lstrip("\ufffd")  # half a letter
-                require(question, f"{item.task}: {longest} tokens cannot hold the choices of "
-                                  f"{whole.question[:40]!r}: leave it out, or take a longer context")
-                item = replace(item, question=question)
+                rest = tok.decode(tok.encode(item.question)[excess:]).lstrip("\ufffd")  # half a letter
+                require(rest, f"{item.task}: {longest} tokens cannot hold the choices of {question[:40]!r}: "
+                              "leave it out, or take a longer context")
+                item = replace(item, question=rest)
         fitting.append(item)
-        lost["lost_shots"] += len(item.shots) < len(whole.shots)
-        lost["cut"] += item.question != whole.question
+        lost["lost_shots"] += len(item.shots) < n_shots
+        lost["cut"] += item.question != question
     return fitting, lost
+
+
+def longest_prompt(tok, items):
+    """Tokens of the longest prompt with its longest choice."""
+    encoded = [encode_item(tok, item) for item in items]
+    return max(len(prompt) + len(choice) for prompt, choices in encoded for choice in choices)
 
 
 def by_length(model, rows):
@@ -341,10 +338,10 @@ def parameter_shift(model, base):
 # -------------------------------------------- a row of the log
 class Benchmark:
     """All items of a world. task: a file of multiple choice in the place of the label task. Its prompts are
-    made to fit into block_size; `lost` says what that costs (see fit)."""
+    made to fit into block_size; `lost` says what that costs (see fit). ValueError if others do not fit."""
 
     def __init__(self, world, tok, n_copain=150, n_label=300, n_cloze=200, seed=0, task="", shots=5,
-                 block_size=None):
+                 block_size=1024):
         self.tok, self.block_size, languages = tok, block_size, world.languages()
         self.copain = copain_items(world, n_copain, seed=seed)
         self.held_out = copain_items(world, n_copain, seed=seed, tasks=[HELD_OUT_RULE])
@@ -357,12 +354,10 @@ class Benchmark:
                 self.probes[f"cloze_{name}"] = cloze_items(languages[name], target, n_cloze, seed=seed)
         if task:
             self.label["target"], self.lost = fit(tok, read_choices(task, shots), block_size)
-
-    def longest(self):
-        """Tokens of the longest prompt with its answer."""
         lists = [self.copain, *self.probes.values(), *self.label.values()]
-        encoded = [encode_item(self.tok, item) for items in lists for item in items]
-        return max(len(prompt) + len(choice) for prompt, choices in encoded for choice in choices)
+        longest = max(longest_prompt(tok, items) for items in lists)
+        require(longest <= block_size, f"the longest prompt has {longest} tokens with its answer, but "
+                                       f"--block_size is {block_size}: raise it")
 
     def __call__(self, model, full=True):
         """The metrics of a model; accuracies in percent. Probes and most controls only with `full`.

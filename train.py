@@ -48,7 +48,8 @@ from tqdm import tqdm
 import bench
 from curriculum import Curriculum
 from data import (SOURCES, Mixture, Tokenizer, World, held_out_overlap, load_manifest, load_tokenizer,
-                  one_line_parser, refuse, require, sha256, train_bpe, write_atomically, write_corpus)
+                  one_line_parser, read_json_lines, refuse, require, sha256, train_bpe, write_atomically,
+                  write_corpus)
 from ema import EMA
 from model import (GPT, GPTConfig, add_lora, load_checkpoint, load_gpt2, merge_lora, model_from_checkpoint,
                    save_checkpoint)
@@ -77,9 +78,10 @@ ARMS = {
     "ema":            Arm("target=rest", ema_alpha=0.92),
     # your own: a line such as those above, run with python train.py --only its-name
 }
-BASES = {"": {}}      # a base is the settings that differ from those below
-SCHEDULES = {"": {}}  # so is a schedule of the learning rate, see lr_factor()
-STUDIES = {}          # results/studies.py adds the studies, and more lines to the three tables above
+OWN_ARMS = list(ARMS)  # those above; results/studies.py adds more
+BASES = {"": {}}       # a base is the settings that differ from those below
+SCHEDULES = {"": {}}   # a schedule of the learning rate is, too; see lr_factor()
+STUDIES = {}           # results/studies.py fills the last three tables
 
 
 # --------------------------------------------------------------------------------------------------- settings
@@ -290,9 +292,6 @@ def train(job, line=0):
     tok, curriculum = job.tokenizer(), Curriculum(arm.curriculum)
     mixture = Mixture(open_data(job, "train", curriculum.shapes, tok), s.block_size, job.data_seed)
     benchmark = bench.Benchmark(s.world(), tok, *s.benchmark_arguments())
-    longest = benchmark.longest()
-    require(longest <= s.block_size, f"the longest prompt has {longest} tokens with its answer, but "
-                                     f"--block_size is {s.block_size}: raise it")
     model, base = make_model(job, tok)                         # base: {name: the weights before training}
     optimizers = make_optimizers(model, job)                   # {"adamw": ..., "muon": ...}
     parts = {"model": model, **optimizers}                     # what a checkpoint holds the state of
@@ -316,7 +315,7 @@ def train(job, line=0):
             losses = []
         if step == job.steps or (step > first and step % s.checkpoint_every == 0):
             save(job, tok, step, rows, losses, tokens, parts)
-        if rank == 0 and (measure_now or step == job.steps):   # after the checkpoint, so it is never ahead
+        if rank == 0 and (measure_now or step == job.steps):   # the last row after the last checkpoint
             write_lines(job.log, rows)
         if step == job.steps:
             bar.close()
@@ -447,7 +446,7 @@ class Job:
 
     def rows(self):
         """What it has measured: a dict per evaluation."""
-        return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
+        return [row for _, row in read_json_lines(self.log)] if self.log.exists() else []
 
     def finished(self):
         return self.path.exists() and any(row["step"] == self.steps for row in self.rows())
@@ -474,22 +473,16 @@ class Job:
         return {step for step in dense if step < self.steps} | {0, self.steps}
 
 
-def make_base(study, i, base=""):
-    """The job of run i that trains BASES[base]. study: the Settings of the study."""
-    s = study.run(i, base)
-    arm, folder = Arm(s.base_curriculum, base=base), Path("runs") / s.name / f"seed{s.seed}" / base
-    return Job(s, "base", arm, folder, s.base_steps, s.base_batch_size, s.base_lr, warmup=s.base_warmup,
-               lr_until=s.base_steps, lr_floor=0.0)
-
-
-def make_job(study, i, name):
-    """The job of run i that trains ARMS[name], from its base or from --init; 'base' is its base alone."""
-    if name == "base":
-        return make_base(study, i)
-    arm = ARMS[name]
+def make_job(study, i, name, base=""):
+    """The job of run i that trains ARMS[name], from its base or from --init. The name 'base' trains
+    BASES[base] instead. study: the Settings of the study."""
+    arm = Arm("", base=base) if name == "base" else ARMS[name]
     s = study.run(i, arm.base, arm.schedule)
-    needs = None if s.init else make_base(study, i, arm.base)
     folder = Path("runs") / s.name / f"seed{s.seed}" / arm.base
+    if name == "base":
+        return Job(s, name, replace(arm, curriculum=s.base_curriculum), folder, s.base_steps,
+                   s.base_batch_size, s.base_lr, warmup=s.base_warmup, lr_until=s.base_steps, lr_floor=0.0)
+    needs = None if s.init else make_job(study, i, "base", arm.base)
     return Job(s, name, arm, folder, s.steps, s.batch_size, s.lr * arm.lr_scale,
                warmup=round(s.warmup * s.steps), lr_until=round(s.lr_until * s.steps), lr_floor=s.lr_floor,
                needs=needs, start=s.init or str(needs.path))
@@ -504,7 +497,9 @@ def make_model(job, tok):
     elif Path(job.start).is_dir():
         model = load_gpt2(job.start)
     else:
-        model = model_from_checkpoint(load_checkpoint(job.start))
+        ckpt = load_checkpoint(job.start)
+        check_tokenizer(job.start, ckpt, tok)
+        model = model_from_checkpoint(ckpt)
     room = model.config
     require(tok.vocab_size <= room.vocab_size and s.block_size <= room.block_size,
             f"{job.start} takes {room.vocab_size} tokens and rows of {room.block_size}; the sources have "
@@ -518,6 +513,12 @@ def make_model(job, tok):
 
 
 # ----------------------------------------------------------------------------------------- the files of a job
+def token_file(job, name, part):
+    """The file with a corpus's tokens of the part `train` or `val`. Those of toy corpora prepare() writes."""
+    corpus = job.settings.corpora().get(name)
+    return corpus / f"{part}.bin" if isinstance(corpus, Path) else job.data / f"{name}_{part}.bin"
+
+
 def prepare(job):
     """Writes what the job reads, if no other job has: its tokenizer, and the tokens of its corpora."""
     s, world = job.settings, job.settings.world()
@@ -534,32 +535,33 @@ def prepare(job):
     for name in ("english", "target"):
         wanted.append((name, "val", max(200, 4 * s.validation_blocks), s.seed + 10 ** 6))
     for name, part, n, seed in wanted:
-        file, corpus = job.data / f"{name}_{part}.bin", s.corpora().get(name)
-        if isinstance(corpus, str) and not file.exists():
-            write_atomically(file, tok.encode_documents(write_corpus(world, corpus, n, seed)).tofile)
+        file = token_file(job, name, part)
+        if name in s.corpora() and not file.exists():
+            documents = write_corpus(world, s.corpora()[name], n, seed)
+            write_atomically(file, tok.encode_documents(documents).tofile)
 
 
 def open_data(job, part, sources, tok):
     """{source: np.memmap of token ids} of the part 'train' or 'val'."""
-    prepared, files = job.settings.prepared(), {}
-    for name in sources:
-        file = prepared[name] / f"{part}.bin" if name in prepared else job.data / f"{name}_{part}.bin"
-        files[name] = np.memmap(file, dtype=tok.dtype, mode="r")
-    return files
+    return {name: np.memmap(token_file(job, name, part), tok.dtype, mode="r") for name in sources}
 
 
 def shared_tokenizer(s):
     """The Tokenizer of the given base and the prepared sources, None if there are none. Raises ValueError if
     they differ."""
-    found = {str(folder): load_tokenizer(folder) for folder in s.prepared().values()}
-    if s.init and Path(s.init).is_file():
-        found[s.init] = Tokenizer.from_json(load_checkpoint(s.init)["tokenizer"])
+    found = [load_tokenizer(folder) for folder in s.prepared().values()]
+    if Path(s.init).is_file():
+        found.append(Tokenizer.from_json(load_checkpoint(s.init)["tokenizer"]))
     elif s.init and Path(s.init, "merges.txt").exists():
-        found[s.init] = load_tokenizer(s.init)
-    different = len({tok.to_json() for tok in found.values()}) > 1
-    require(not different, f"{' and '.join(found)} have different tokenizers: prepare the sources again with "
-                           "the same --tokenizer FOLDER")
-    return next(iter(found.values()), None)
+        found.append(load_tokenizer(s.init))
+    require(len({tok.to_json() for tok in found}) < 2, "the sources, or they and --init, have different "
+            "tokenizers: prepare all sources with the same --tokenizer FOLDER")
+    return found[0] if found else None
+
+
+def check_tokenizer(path, ckpt, tok):
+    require(ckpt["tokenizer"] == tok.to_json(), f"{path} was trained with another tokenizer: data.py, or what "
+            "it makes the corpora from, has changed since. Choose another --name")
 
 
 def resume(job, parts, sources):
@@ -568,7 +570,7 @@ def resume(job, parts, sources):
     if not job.path.exists():
         return 0, [], [], dict.fromkeys(sources, 0)
     ckpt = load_checkpoint(job.path)
-    check_same(job, ckpt)
+    check_tokenizer(job.path, ckpt, job.tokenizer())
     for name, part in parts.items():
         part.load_state_dict(ckpt[name])
     return ckpt["step"], ckpt["rows"], list(ckpt["losses"].to(job.settings.device)), ckpt["tokens"]
@@ -591,9 +593,10 @@ def write_lines(path, rows):
     write_atomically(path, lambda part: part.write_text(text))
 
 
-# Not compared: what changes a job's result by rounding at most, and paths. contents() says what lies there.
+# Settings that do not change what is trained (paths: contents() says what lies there), or not a base.
 NOT_COMPARED = {"name", "preset", "study", "seeds", "only", "processes", "checkpoint_every", "gate", "init",
                 "source", "task"}
+OF_ARMS_ALONE = {"data_seed", "steps", "batch_size", "lr", "warmup", "lr_until", "lr_floor"}
 
 
 def check_same(job, ckpt):
@@ -601,24 +604,24 @@ def check_same(job, ckpt):
     What the checkpoint lacks counts as its default."""
     old = asdict(Settings()) | ckpt["settings"] | asdict(Arm("")) | ckpt["job"]["arm"] | ckpt["contents"]
     new = asdict(job.settings) | asdict(job.arm) | contents(job.settings)
+    ignored = NOT_COMPARED | OF_ARMS_ALONE if job.name == "base" else NOT_COMPARED
     differ = [f"{key} {old.get(key)!r} there, {value!r} here" for key, value in new.items()
-              if key not in NOT_COMPARED and old.get(key) != value]
+              if key not in ignored and old.get(key) != value]
     require(not differ, f"{job.path} was made with other settings: {'; '.join(differ)}: choose another "
-                        "--name, or another name for the arm")
+                        "--name (with --init BASE.pt no base is trained again) or another name for the arm")
 
 
 def contents(s):
     """{what: hash} of the files outside the run's folder: another path to the same files changes nothing."""
-    found = {what: content_hash(path) for what, path in {"init": s.init, "task": s.task}.items() if path}
-    for name, folder in s.prepared().items():
-        found[f"source {name}"] = json.loads((folder / "manifest.json").read_text())["sha256"]
-    return found
+    paths = {"init": s.init, "task": s.task} | {f"source {name}": x for name, x in s.prepared().items()}
+    return {what: content_hash(path) for what, path in paths.items() if path}
 
 
 @functools.cache
 def content_hash(path):
-    """The hash of a file; of a folder, of the weights in it."""
-    return " ".join(sha256(file) for file in sorted(Path(path).glob("*model*")) or [path])[:64]
+    """The hash of a file; of a GPT-2's folder, of its weights; of a prepared source, of its manifest."""
+    inside = [Path(path, name) for name in ("manifest.json", "model.safetensors", "pytorch_model.bin")]
+    return next(sha256(file) for file in [*inside, Path(path)] if file.is_file())
 
 
 @functools.cache
@@ -663,8 +666,8 @@ def run_job(job, line, gpu, threads):
 
 
 def run_jobs(jobs, processes, gpus):
-    """Trains jobs side by side, each after the one that it needs. Returns {title of a job: why it has no
-    end}. Every process has a pool of its own: one that is killed takes no other along."""
+    """Trains jobs side by side, each after the one that it needs. Returns {title of a job: why it did
+    not finish}. Every process has a pool of its own: one that is killed takes no other along."""
     # glibc keeps the memory that a step frees, and need not ask the system for it again at the next step
     os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
     context, threads = mp.get_context("spawn"), torch.get_num_threads()
@@ -722,10 +725,22 @@ def set_up_torch(s, gpu=0):
 # -------------------------------------------------------------------------------------------------- the study
 def arm_names(s):
     """The arms that a command asks for. Those of --only may be of another study."""
-    names = STUDIES[s.study].arms if s.only in ("", "base") else s.only.split(",")
+    names = STUDIES[s.study].arms
+    if s.only not in ("", "base"):
+        names = [name.strip() for name in s.only.split(",")]
     for name in names:
-        check_name("--only", name, ARMS)
+        check_name("an arm of --only", name, ARMS)
+        require(re.fullmatch(r"\w[\w.+-]*", name) and name != "base",
+                f"an arm is called {name!r}, expected letters, digits, _ . + - and not `base`")
     return names
+
+
+def reported_jobs(s):
+    """The jobs that the report of a command shows: the arms of its study and of --only, and in `main` also
+    the user's own that have been run."""
+    names = dict.fromkeys([*STUDIES[s.study].arms, *arm_names(s)])
+    own = [name for name in OWN_ARMS if s.study == "main" and make_job(s, 0, name).path.exists()]
+    return [make_job(s, i, name) for name in dict.fromkeys([*names, *own]) for i in range(s.seeds)]
 
 
 def check_files(s):
@@ -741,8 +756,8 @@ def check_files(s):
     if items and tok:
         items, lost = bench.fit(tok, items, s.block_size)
         sources = {name: np.memmap(folder / "train.bin", tok.dtype, "r") for name, folder in folders.items()}
-        print(f"{s.task}: of {len(items)} prompts, {lost['lost_shots']} lose shots, {lost['cut']} a part of the "
-              f"question; questions that the sources hold: {bench.occurrences(items, tok, sources)}")
+        print(f"{s.task}: of {len(items)} prompts, {lost['lost_shots']} lose shots, {lost['cut']} a part of "
+              f"the question; questions that the sources hold: {bench.occurrences(items, tok, sources)}")
 
 
 def plan(s):
@@ -765,6 +780,7 @@ def plan(s):
         curriculum.check(job.steps)
         require(job.batch_size % parts == 0, f"a batch of {job.batch_size} rows cannot be cut into {parts} "
                                              "equal parts, --accumulate for each process")
+    for job in [*jobs.values(), *reported_jobs(s)]:  # rows of different settings are never averaged
         if job.path.exists():
             check_same(job, load_checkpoint(job.path))
     return list(jobs.values())
@@ -774,15 +790,11 @@ def finish(s, jobs, failed):
     """The end of a study: its log and its report, of all its arms that have been run. Then an error names
     what went wrong, if anything did."""
     from results import report  # here, because only the end of a study needs it
-    arms = dict.fromkeys([*STUDIES[s.study].arms, *arm_names(s)])
-    every = [make_job(s, i, name) for name in arms for i in range(s.seeds)]
+    every = reported_jobs(s)
     left_out = [job.below_gate() for job in jobs if job.finished() and job.below_gate()]
-    for job in every:
-        if job.path.exists():
-            check_same(job, load_checkpoint(job.path))  # rows of different settings are never averaged
     if any(job.finished() for job in every):
         info = {"study": s.study, **asdict(STUDIES[s.study]), "settings": asdict(s), "bases": BASES,
-                "arms": {name: asdict(ARMS[name]) for name in arms}, "left_out": left_out}
+                "arms": {job.name: asdict(job.arm) for job in every}, "left_out": left_out}
         folder = Path("runs") / s.name / s.study
         report.write_study(folder, [row for job in every for row in job.rows()], info)
         try:
@@ -793,7 +805,7 @@ def finish(s, jobs, failed):
         print(f"left out: {why}")
     if failed:
         text = "; ".join(f"{title}: {why}" for title, why in failed.items())
-        raise ChildProcessError(f"{text} -- fix that; the same command then runs the rest")
+        raise ChildProcessError(f"{text} -- the same command runs what is missing")
     require(len(left_out) < s.seeds, "; ".join(left_out))
 
 
@@ -806,18 +818,18 @@ def study(s):
         return train_with_ranks(jobs)
     import fcntl  # here, because Windows has none
     run.mkdir(parents=True, exist_ok=True)
-    file = open(run / ".lock", "a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process ends, for whatever reason
-    except BlockingIOError:
-        raise ValueError(f"{run} is in use by another process: wait, or choose another --name") from None
-    names = ", ".join(dict.fromkeys(job.name for job in jobs))
-    print(f"study {s.study}, {s.seeds} x {names}\n{s.dtype}, {machine(s.device)}", flush=True)
-    if dist.is_initialized():
-        return finish(s, jobs, train_with_ranks(jobs))
-    gpus, cores = max(1, torch.cuda.device_count()), torch.get_num_threads()
-    most = cores if s.device == "cpu" else min(cores, 8 * gpus)  # processes on one GPU share its memory
-    finish(s, jobs, run_jobs(jobs, s.processes or most, gpus))
+    with open(run / ".lock", "a") as file:  # locked until it is closed, or this process is killed
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{run} is in use by another process: wait, or choose another --name") from None
+        names = ", ".join(dict.fromkeys(job.name for job in jobs))
+        print(f"study {s.study}, {s.seeds} x {names}, in {run}\n{s.dtype}, {machine(s.device)}", flush=True)
+        if dist.is_initialized():
+            return finish(s, jobs, train_with_ranks(jobs))
+        gpus, cores = max(1, torch.cuda.device_count()), torch.get_num_threads()
+        most = cores if s.device == "cpu" else min(cores, 8 * gpus)  # processes on one GPU share its memory
+        finish(s, jobs, run_jobs(jobs, s.processes or most, gpus))
 
 
 # ----------------------------------------------------------------------------------------------- command line
@@ -852,18 +864,16 @@ def parse_flags(argv):
 def take_from_base(s, given):
     """With --init, world and shape are those of the base. Raises ValueError if a flag says otherwise."""
     if Path(s.init).is_dir():
-        require(s.source, f"{s.init} is a GPT-2, for real text: give its sources, --source NAME=FOLDER")
-        known = asdict(load_gpt2(s.init).config)
+        known = {"source": True} | asdict(load_gpt2(s.init).config)
         known.pop("block_size")  # GPT-2 also takes shorter rows
     else:
         ckpt = load_checkpoint(s.init)
-        require(s.source or not ckpt["settings"]["source"],
-                f"{s.init} is a base for real text: give its sources, --source NAME=FOLDER")
         known = ckpt["config"] | ckpt["settings"]
+    require(s.source or not known["source"], f"{s.init} is for real text: give sources, --source NAME=FOLDER")
     for key in "seed target_order cognates vocab_size n_layer n_head n_embd block_size".split():
         value = known.get(key, getattr(s, key))
-        require(given.get(key, value) == value, f"--{key} is {given.get(key)!r}, but the base {s.init} has "
-                                                f"{value!r}: leave --{key} out, or give another base")
+        require(given.get(key, value) == value, f"--{key} is {given.get(key)}, but the base {s.init} has "
+                                                f"{value}: leave --{key} out, or give another base")
         setattr(s, key, value)
 
 
@@ -883,10 +893,7 @@ def main(argv=None):
         if dist.is_initialized():
             dist.destroy_process_group()
     except (ValueError, OSError, MemoryError) as e:
-        code = 1 if isinstance(e, ChildProcessError) else 2
-        if rank_and_world()[0] > 0 and isinstance(e, ValueError):
-            sys.exit(code)  # the first process says it
-        refuse(e, code)
+        refuse(e, code=1 if isinstance(e, ChildProcessError) else 2)
     except RuntimeError as e:
         if not torchrun:
             raise

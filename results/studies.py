@@ -8,14 +8,14 @@ STUDIES, an arm a line of ARMS. Results are drawn by results/report.py.
 """
 from dataclasses import dataclass, field, replace
 
-from train import ARMS, BASES, SCHEDULES, STUDIES, Arm, check_name
+from train import ARMS, BASES, SCHEDULES, STUDIES, Arm, check_name, require
 
 MAIN = ["target", "target+english", "curriculum", "ema"]
 TARGET, REPLAY = ARMS["target"].curriculum, ARMS["target+english"].curriculum
 
 
 # ------------------------------------------------------------------------------------------------------- arms
-ARMS |= {
+MORE_ARMS = {
     # what is replayed
     "english-prose":    Arm("target=rest english-prose=constant(0.2)"),
     "english-repeats":  Arm("target=rest english-repeats=constant(0.2)"),
@@ -53,6 +53,9 @@ ARMS |= {
     "frozen-attention": Arm(TARGET, trained=r"^(?!.*\.attn\.)"),  # all names without .attn. in them
     "frozen-blocks":    Arm(TARGET, trained=r"wte|wpe|ln_f"),
 }
+taken = ARMS.keys() & MORE_ARMS.keys()
+require(not taken, f"{', '.join(taken)}: an arm of train.py and one of results/studies.py have this name")
+ARMS |= MORE_ARMS
 SCHEDULES |= {  # of the learning rate: what differs from Settings, where the rate has mostly fallen when the
     # curriculum's English ends
     "at-40":    dict(warmup=0.01, lr_until=0.4, lr_floor=0.05),

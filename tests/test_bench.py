@@ -123,10 +123,10 @@ def lists_in(text):
     return found
 
 
-def test_no_list_and_no_prompt_of_the_benchmark_occurs_in_any_corpus(world):
+def test_no_list_and_no_prompt_of_the_benchmark_occurs_in_any_corpus(world, tok):
     assert lists_in(" 9; 4; 2 => 9\n 4 | 2 | b -> 4\n a b : a") == {("2", "4", "9"), ("2", "4", "b")}
     assert not lists_in(" 9 dog eats 4 egg; q hen fits 3 axe => 2 cat eats ham, 5 cow : 7 pig | a hen = 1")
-    b = Benchmark(world, None, 150, 0, 0)
+    b = Benchmark(world, tok, 150, 0, 0)
     lists = {tuple(sorted(x.choices)) for item in b.copain + b.held_out for x in (item, *item.shots)}
     assert all(is_reserved(order) for elements in lists for order in itertools.permutations(elements))
     for source in SOURCES:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import bench
-from bench import Benchmark, encode_item, fit, occurrences, read_choices, read_copain
+from bench import Benchmark, encode_item, fit, read_choices, read_copain
 from data import Tokenizer, train_bpe
 from model import GPT, GPTConfig, save_gpt2
 
@@ -78,27 +78,16 @@ def test_a_prompt_that_is_too_long_loses_whole_shots_from_the_left(tmp_path, mod
     (fitting,), lost = fit(tok, [item], tokens(0) - 2)
     assert fitting.shots == () and lost == {"lost_shots": 1, "cut": 1}
     assert item.question.endswith(fitting.question) and fitting.question
-    assert fit(tok, [item], None) == ([item], {"lost_shots": 0, "cut": 0})
 
 
 def test_a_benchmark_counts_what_its_prompts_lost_and_refuses_choices_that_do_not_fit(world, tok, tmp_path):
     rows, long = [dict(row) for row in ROWS], "many words " * 30
     rows[2]["context"] = long + rows[2]["context"]
     b = Benchmark(world, tok, 3, 0, 0, 0, str(lines(tmp_path / "task.jsonl", rows)), 1, 64)
-    assert b.lost == {"lost_shots": 2, "cut": 1} and b.longest() <= 64  # one shows the long row, one asks it
+    assert b.lost == {"lost_shots": 2, "cut": 1}  # one shows the long row, one asks it
     rows[2]["choices"] = ["two", long]
     with pytest.raises(ValueError, match="task.jsonl: 64 tokens cannot hold the choices of 'many words many"):
         Benchmark(world, tok, 3, 0, 0, 0, str(lines(tmp_path / "task.jsonl", rows)), 1, 64)
-
-
-def test_occurrences_in_the_sources_are_counted_across_pieces(model, tmp_path):
-    tok = model[1]
-    texts = ["the dog eats the egg and the cat eats the ham, who eats more?", "Which of them?", "Nowhere."]
-    items = read_choices(lines(tmp_path / "x.jsonl", [dict(ROWS[0], context=text) for text in texts]), 0)
-    ids = tok.encode_documents(["so it is. " * 9 + f" {texts[0]} And on", "x" * 40, f"then: {texts[1]}"])
-    sources = {"all": ids, "start": ids[:len(ids) // 3], "tiny": ids[:3]}
-    for piece in (1 << 20, 16, 7):
-        assert occurrences(items, tok, sources, piece=piece) == {"all": 2, "start": 0, "tiny": 0}
 
 
 @pytest.fixture
@@ -140,16 +129,16 @@ def test_samples_begin_as_asked_and_letters_that_a_terminal_lacks_are_replaced(c
 
 GOOD, LIST = json.dumps(ROWS[0]), json.dumps(LISTS[0])
 BAD = [  # what reads the file, its second line, words
-    (read_choices, GOOD.replace("context", "ctx"), "`context` is None"),
-    (read_choices, GOOD.replace('"choices"', '"options"'), "`choices` is None"),
-    (read_choices, GOOD.replace("a much longer dog", "the cat "), "`choices` is .*different"),
-    (read_choices, GOOD.replace(', "a much longer dog"', ""), "`choices`.*two or more"),
-    (read_choices, GOOD.replace('"label": 0', '"label": 2'), "`label` is 2, expected a number from 0 to 1"),
-    (read_choices, GOOD.replace('"label": 0', '"label": true'), "`label` is True"),
+    (read_choices, GOOD.replace("context", "ctx"), "expected `context`, .*found {'ctx'"),
+    (read_choices, GOOD.replace('"choices"', '"options"'), "expected .*`choices`"),
+    (read_choices, GOOD.replace("a much longer dog", "the cat "), "expected .*different texts"),
+    (read_choices, GOOD.replace(', "a much longer dog"', ""), "expected .*two or more"),
+    (read_choices, GOOD.replace('"label": 0', '"label": 2'), "expected .*`label`.*'label': 2"),
+    (read_choices, GOOD.replace('"label": 0', '"label": true'), "expected .*'label': True"),
     (read_copain, LIST.replace("[30, 7, 12]", "[30, 30]"), "expected one list of different"),
     (read_copain, LIST.replace("[30, 7, 12]", "[[1], [2]]"), "expected one list"),
-    (read_copain, LIST.replace('"target": 30', '"target": 31'), "the target is '31', expected one of"),
-    (read_copain, LIST.replace("target", "answer"), "the target is 'None'")]
+    (read_copain, LIST.replace('"target": 30', '"target": 31'), "expected .*one of them.*'target': 31"),
+    (read_copain, LIST.replace("target", "answer"), "expected .*`target`.*'answer': 30")]
 
 
 def test_a_wrong_row_is_refused_in_one_line_with_file_and_line(tmp_path):
