@@ -49,7 +49,7 @@ def stage(run):
         return "report"
     if list(run.glob("seed3000/*.pt")):
         return "CPT" if len(list(run.glob("seed3000/*.jsonl"))) > 1 else "pretraining"
-    return "data preparation" if run.exists() else "start-up"
+    return "the start of pretraining" if list(run.glob("seed*")) else "start-up"
 
 
 def contents(folder):
@@ -69,7 +69,7 @@ def main(n_kills):
             folder, is_last = Path(tmp, str(ends)), kills.total() == n_kills
             process = start(folder)
             try:
-                _, err = process.communicate(timeout=None if is_last else rng.uniform(0.05, 0.5) * seconds)
+                _, err = process.communicate(timeout=None if is_last else rng.uniform(0.1, 0.6) * seconds)
             except subprocess.TimeoutExpired:
                 whom = rng.choice(["all", "parent", "child"])
                 kills[f"{whom} at {stage(folder / 'runs/soak')}"] += 1
