@@ -795,6 +795,9 @@ def finish(s, jobs, failed):
     if any(job.finished() for job in every):
         info = {"study": s.study, **asdict(STUDIES[s.study]), "settings": asdict(s), "bases": BASES,
                 "arms": {job.name: asdict(job.arm) for job in every}, "left_out": left_out}
+        if s.task:  # percent right by guessing
+            chances = [1 / len(item.choices) for item in bench.read_choices(s.task, s.shots)]
+            info["label_chance"] = 100 * float(np.mean(chances))
         folder = Path("runs") / s.name / s.study
         report.write_study(folder, [row for job in every for row in job.rows()], info)
         try:
