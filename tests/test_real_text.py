@@ -98,7 +98,7 @@ def test_any_mixture_is_a_line_of_ARMS_with_a_third_language_and_the_toy_worlds_
     ("--source eu=data/eu --source en=data/ar --block_size 100000", "a block needs 100001"),
     ("--source eu=data/eu --source en=data/ar --task none.jsonl", "none.jsonl"),
     ("--source eu=data/eu --source en=data/ar --init data", "data/config.json is missing"),
-    ("--init gpt2", "gpt2 gpt2 is for real text: give sources"),
+    ("--init gpt2", "gpt2 is for real text: give sources"),
     ("--init runs/eu/seed3000/target.pt", "target.pt is for real text: give sources"),
     ("--init gpt2 --source eu=data/hi --source en=data/ar --name eu", "source target '.* there")])
 def test_a_mistake_about_sources_gets_one_line_and_writes_nothing(adapted, call, flags, words):
