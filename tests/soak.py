@@ -1,5 +1,5 @@
 """Kills a study with SIGKILL at random moments, again and again, and compares every end that it comes to with
-that of a study that nothing interrupted: all files but figures, checkpoints by content.
+that of a study that nothing interrupted: all files but figures and half-written ones, checkpoints by content.
 
     python tests/soak.py 20 > results/soak.txt      # 20 kills
 
@@ -53,7 +53,7 @@ def stage(run):
 
 
 def contents(folder):
-    files = [p for p in (folder / "runs").rglob("*") if p.is_file() and p.suffix != ".png"]
+    files = [p for p in (folder / "runs").rglob("*") if p.is_file() and p.suffix not in (".png", ".tmp")]
     return {str(p.relative_to(folder)): load_checkpoint(p) if p.suffix == ".pt" else p.read_bytes()
             for p in files}
 
