@@ -227,11 +227,11 @@ def lr_factor(step, job):
 
 
 class Muon(torch.optim.Optimizer):
-    """SGD with momentum whose steps are made orthogonal (Jordan 2024). It works in the dtype of the weights:
-    torch.optim.Muon works in bfloat16, which is many times slower where a CPU emulates it."""
+    """SGD with momentum whose steps are made orthogonal (Jordan 2024), in the dtype of the run. (That of
+    torch.optim.Muon is bfloat16, which takes many times as long where a CPU emulates it.)"""
 
-    def __init__(self, params, lr, weight_decay):
-        super().__init__(params, dict(lr=lr, weight_decay=weight_decay))
+    def __init__(self, params, lr, weight_decay, dtype=torch.float32):
+        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, dtype=dtype))
 
     @torch.no_grad()
     def step(self):
@@ -240,7 +240,7 @@ class Muon(torch.optim.Optimizer):
                 if p not in self.state:
                     self.state[p]["momentum"] = torch.zeros_like(p)
                 momentum = self.state[p]["momentum"].lerp_(p.grad, 0.05)
-                update = orthogonal(p.grad.lerp(momentum, 0.95))                     # Nesterov's momentum
+                update = orthogonal(p.grad.lerp(momentum, 0.95).to(group["dtype"]))  # Nesterov's momentum
                 scale = group["lr"] * math.sqrt(max(1, p.size(0) / p.size(1)))
                 p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-scale)
 
@@ -252,7 +252,7 @@ def orthogonal(x):
     x = x / x.norm().clamp(min=1e-7)
     for _ in range(5):
         gram = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
     return x
 
 
@@ -271,7 +271,8 @@ def make_optimizers(model, job):
               {"params": others, "peak_lr": job.lr, "weight_decay": 0.0}]
     optimizers = {"adamw": torch.optim.AdamW(groups, lr=job.lr, betas=(0.9, 0.95), fused=True)}
     if of_muon:
-        optimizers["muon"] = Muon([{"params": of_muon, "peak_lr": s.muon_lr}], s.muon_lr, weight_decay=0.01)
+        groups = [{"params": of_muon, "peak_lr": s.muon_lr}]
+        optimizers["muon"] = Muon(groups, s.muon_lr, weight_decay=0.01, dtype=getattr(torch, s.dtype))
     return optimizers
 
 
@@ -560,8 +561,8 @@ def shared_tokenizer(s):
 
 
 def check_tokenizer(path, ckpt, tok):
-    require(ckpt["tokenizer"] == tok.to_json(), f"{path} was trained with another tokenizer: data.py, or what "
-            "it makes the corpora from, has changed since. Choose another --name")
+    require(ckpt["tokenizer"] == tok.to_json(), f"{path} was trained with another tokenizer: data.py, or "
+            "what it makes the corpora from, has changed since. Choose another --name")
 
 
 def resume(job, parts, sources):
