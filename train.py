@@ -290,7 +290,7 @@ def train(job, line=0):
     the terminal, for its progress. Under torchrun all processes call this together: each takes its share of
     every batch, the first one measures and writes."""
     s, arm, (rank, world) = job.settings, job.arm, rank_and_world()
-    tok, curriculum = job.tokenizer(), Curriculum(arm.curriculum)
+    tok, curriculum = load_tokenizer(job.data), Curriculum(arm.curriculum)
     mixture = Mixture(open_data(job, "train", curriculum.shapes, tok), s.block_size, job.data_seed)
     benchmark = bench.Benchmark(s.world(), tok, *s.benchmark_arguments())
     model, base = make_model(job, tok)                         # base: {name: the weights before training}
@@ -442,9 +442,6 @@ class Job:
         depends_on = f"{code} {s.world()} {s.documents} {s.vocab_size} {s.validation_blocks} {contents(s)}"
         return self.folder / f"data-{zlib.crc32(depends_on.encode()):08x}"
 
-    def tokenizer(self):
-        return Tokenizer.from_json((self.data / "tokenizer.json").read_text())
-
     def rows(self):
         """What it has measured: a dict per evaluation."""
         return [row for _, row in read_json_lines(self.log)] if self.log.exists() else []
@@ -531,7 +528,7 @@ def prepare(job):
             documents = [write_corpus(world, name, min(4000, s.documents), s.seed) for name in names]
             tok = Tokenizer(train_bpe(sum(documents, []), s.vocab_size))
         write_atomically(job.data / "tokenizer.json", lambda path: path.write_text(tok.to_json()))
-    tok = job.tokenizer()
+    tok = load_tokenizer(job.data)
     wanted = [(name, "train", s.documents, s.seed) for name in Curriculum(job.arm.curriculum).shapes]
     for name in ("english", "target"):
         wanted.append((name, "val", max(200, 4 * s.validation_blocks), s.seed + 10 ** 6))
@@ -571,7 +568,7 @@ def resume(job, parts, sources):
     if not job.path.exists():
         return 0, [], [], dict.fromkeys(sources, 0)
     ckpt = load_checkpoint(job.path)
-    check_tokenizer(job.path, ckpt, job.tokenizer())
+    check_tokenizer(job.path, ckpt, load_tokenizer(job.data))
     for name, part in parts.items():
         part.load_state_dict(ckpt[name])
     return ckpt["step"], ckpt["rows"], list(ckpt["losses"].to(job.settings.device)), ckpt["tokens"]
@@ -764,15 +761,12 @@ def check_files(s):
 def plan(s):
     """The jobs of a study, each after the one that it needs. Everything that can be refused is refused here,
     before anything is written."""
-    names, jobs = arm_names(s), {}
-    others = [name for name in names if ARMS[name].base]
-    require(not s.init or (s.seeds == 1 and s.only != "base" and not others),
-            f"--init gives the one base of one run: it does not go with --seeds, --only base or {others}")
-    for i in range(s.seeds):
-        for name in ["base"] if s.only == "base" else names:
-            job = make_job(s, i, name)
-            for one in filter(None, [job.needs, job]):
-                jobs[one.path] = one
+    names, jobs = ["base"] if s.only == "base" else arm_names(s), {}
+    for job in [make_job(s, i, name) for i in range(s.seeds) for name in names]:
+        require(not s.init or (s.seeds == 1 and job.start and not job.arm.base), "--init gives the one base "
+                f"of one run: it does not go with --seeds, --only base or arms of other bases ({job.name})")
+        for one in filter(None, [job.needs, job]):
+            jobs[one.path] = one
     for job in jobs.values():
         job.settings.check()
         curriculum, parts = Curriculum(job.arm.curriculum), rank_and_world()[1] * s.accumulate
