@@ -110,7 +110,7 @@ def main():
             ms, rows = pool.apply(step_times, (s, name)), train.make_job(s, 0, name).batch_size
             speed = 1000 * rows * s.block_size / ms["step"]
             print(f"{name}, {rows} x {s.block_size}: {speed:,.0f} tokens/s; ms:",
-                  ", ".join(f"{part} {x:,.1f}" for part, x in ms.items()), flush=True)
+                  ", ".join(f"{part} {x:,.1f}" for part, x in ms.items() if x), flush=True)
         for _ in range(3 if flags.nanogpt else 0):  # in turn: a machine's speed drifts
             ours, theirs = (pool.apply(step_times, (s, "ema", x))["step"] for x in ("", flags.nanogpt))
             print(f"ms a step: {ours:.1f} ours, {theirs:.1f} with nanoGPT's model", flush=True)

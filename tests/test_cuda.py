@@ -17,8 +17,7 @@ from data import Tokenizer
 from model import load_checkpoint, model_from_checkpoint
 
 DEVICE = os.environ.get("NANOCPT_TEST_DEVICE", "cuda")
-if DEVICE == "cuda" and not torch.cuda.is_available():
-    pytest.skip("no GPU is found", allow_module_level=True)
+pytestmark = pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="no GPU is found")
 
 
 @pytest.fixture
