@@ -134,7 +134,7 @@ def draw_list(rng, rule, max_integer, length=3):
 
 
 def is_reserved(elements):
-    """Whether 3 or 4 neighbours of a list, in any order, are of the eighth that is the benchmark's."""
+    """Whether 3 or 4 neighbours of a list, sorted, are of the eighth of all lists that the benchmark has."""
     runs = [sorted(elements[i:i + n]) for n in (3, 4) for i in range(len(elements) - n + 1)]
     return any(zlib.crc32(" ".join(run).encode()) % 8 == 0 for run in runs)
 
