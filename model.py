@@ -216,7 +216,7 @@ def save_checkpoint(path, ckpt):
 
 def load_checkpoint(path):
     """A checkpoint of train.py: a dict on the CPU. Raises what read_tensors does."""
-    ckpt = read_tensors(Path(path), "if train.py wrote it, delete it to train again")
+    ckpt = read_tensors(Path(path), "give the .pt file of a job; if it is one, delete it to train again")
     if not {"config", "model", "job"} <= ckpt.keys():
         raise ValueError(f"{path} is not a nanoCPT checkpoint: give a .pt file that train.py wrote")
     return ckpt

@@ -227,11 +227,11 @@ def lr_factor(step, job):
 
 
 class Muon(torch.optim.Optimizer):
-    """SGD with momentum whose steps are made orthogonal (Jordan 2024). It works in the dtype of the weights:
-    torch.optim.Muon works in bfloat16, which is many times slower where a CPU emulates it."""
+    """SGD with momentum whose steps are made orthogonal (Jordan 2024), in the dtype of the run. (That of
+    torch.optim.Muon is bfloat16, which takes many times as long where a CPU emulates it.)"""
 
-    def __init__(self, params, lr, weight_decay):
-        super().__init__(params, dict(lr=lr, weight_decay=weight_decay))
+    def __init__(self, params, lr, weight_decay, dtype=torch.float32):
+        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, dtype=dtype))
 
     @torch.no_grad()
     def step(self):
@@ -240,7 +240,7 @@ class Muon(torch.optim.Optimizer):
                 if p not in self.state:
                     self.state[p]["momentum"] = torch.zeros_like(p)
                 momentum = self.state[p]["momentum"].lerp_(p.grad, 0.05)
-                update = orthogonal(p.grad.lerp(momentum, 0.95))                     # Nesterov's momentum
+                update = orthogonal(p.grad.lerp(momentum, 0.95).to(group["dtype"]))  # Nesterov's momentum
                 scale = group["lr"] * math.sqrt(max(1, p.size(0) / p.size(1)))
                 p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-scale)
 
@@ -252,7 +252,7 @@ def orthogonal(x):
     x = x / x.norm().clamp(min=1e-7)
     for _ in range(5):
         gram = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
     return x
 
 
@@ -271,7 +271,8 @@ def make_optimizers(model, job):
               {"params": others, "peak_lr": job.lr, "weight_decay": 0.0}]
     optimizers = {"adamw": torch.optim.AdamW(groups, lr=job.lr, betas=(0.9, 0.95), fused=True)}
     if of_muon:
-        optimizers["muon"] = Muon([{"params": of_muon, "peak_lr": s.muon_lr}], s.muon_lr, weight_decay=0.01)
+        groups = [{"params": of_muon, "peak_lr": s.muon_lr}]
+        optimizers["muon"] = Muon(groups, s.muon_lr, weight_decay=0.01, dtype=getattr(torch, s.dtype))
     return optimizers
 
 
@@ -289,7 +290,7 @@ def train(job, line=0):
     the terminal, for its progress. Under torchrun all processes call this together: each takes its share of
     every batch, the first one measures and writes."""
     s, arm, (rank, world) = job.settings, job.arm, rank_and_world()
-    tok, curriculum = job.tokenizer(), Curriculum(arm.curriculum)
+    tok, curriculum = load_tokenizer(job.data), Curriculum(arm.curriculum)
     mixture = Mixture(open_data(job, "train", curriculum.shapes, tok), s.block_size, job.data_seed)
     benchmark = bench.Benchmark(s.world(), tok, *s.benchmark_arguments())
     model, base = make_model(job, tok)                         # base: {name: the weights before training}
@@ -441,9 +442,6 @@ class Job:
         depends_on = f"{code} {s.world()} {s.documents} {s.vocab_size} {s.validation_blocks} {contents(s)}"
         return self.folder / f"data-{zlib.crc32(depends_on.encode()):08x}"
 
-    def tokenizer(self):
-        return Tokenizer.from_json((self.data / "tokenizer.json").read_text())
-
     def rows(self):
         """What it has measured: a dict per evaluation."""
         return [row for _, row in read_json_lines(self.log)] if self.log.exists() else []
@@ -530,7 +528,7 @@ def prepare(job):
             documents = [write_corpus(world, name, min(4000, s.documents), s.seed) for name in names]
             tok = Tokenizer(train_bpe(sum(documents, []), s.vocab_size))
         write_atomically(job.data / "tokenizer.json", lambda path: path.write_text(tok.to_json()))
-    tok = job.tokenizer()
+    tok = load_tokenizer(job.data)
     wanted = [(name, "train", s.documents, s.seed) for name in Curriculum(job.arm.curriculum).shapes]
     for name in ("english", "target"):
         wanted.append((name, "val", max(200, 4 * s.validation_blocks), s.seed + 10 ** 6))
@@ -560,8 +558,8 @@ def shared_tokenizer(s):
 
 
 def check_tokenizer(path, ckpt, tok):
-    require(ckpt["tokenizer"] == tok.to_json(), f"{path} was trained with another tokenizer: data.py, or what "
-            "it makes the corpora from, has changed since. Choose another --name")
+    require(ckpt["tokenizer"] == tok.to_json(), f"{path} was trained with another tokenizer: data.py, or "
+            "what it makes the corpora from, has changed since. Choose another --name")
 
 
 def resume(job, parts, sources):
@@ -570,7 +568,7 @@ def resume(job, parts, sources):
     if not job.path.exists():
         return 0, [], [], dict.fromkeys(sources, 0)
     ckpt = load_checkpoint(job.path)
-    check_tokenizer(job.path, ckpt, job.tokenizer())
+    check_tokenizer(job.path, ckpt, load_tokenizer(job.data))
     for name, part in parts.items():
         part.load_state_dict(ckpt[name])
     return ckpt["step"], ckpt["rows"], list(ckpt["losses"].to(job.settings.device)), ckpt["tokens"]
@@ -763,15 +761,12 @@ def check_files(s):
 def plan(s):
     """The jobs of a study, each after the one that it needs. Everything that can be refused is refused here,
     before anything is written."""
-    names, jobs = arm_names(s), {}
-    others = [name for name in names if ARMS[name].base]
-    require(not s.init or (s.seeds == 1 and s.only != "base" and not others),
-            f"--init gives the one base of one run: it does not go with --seeds, --only base or {others}")
-    for i in range(s.seeds):
-        for name in ["base"] if s.only == "base" else names:
-            job = make_job(s, i, name)
-            for one in filter(None, [job.needs, job]):
-                jobs[one.path] = one
+    names, jobs = ["base"] if s.only == "base" else arm_names(s), {}
+    for job in [make_job(s, i, name) for i in range(s.seeds) for name in names]:
+        require(not s.init or (s.seeds == 1 and job.start and not job.arm.base), "--init gives the one base "
+                f"of one run: it does not go with --seeds, --only base or arms of other bases ({job.name})")
+        for one in filter(None, [job.needs, job]):
+            jobs[one.path] = one
     for job in jobs.values():
         job.settings.check()
         curriculum, parts = Curriculum(job.arm.curriculum), rank_and_world()[1] * s.accumulate
@@ -795,6 +790,9 @@ def finish(s, jobs, failed):
     if any(job.finished() for job in every):
         info = {"study": s.study, **asdict(STUDIES[s.study]), "settings": asdict(s), "bases": BASES,
                 "arms": {job.name: asdict(job.arm) for job in every}, "left_out": left_out}
+        if s.task:  # percent right by guessing
+            chances = [1 / len(item.choices) for item in bench.read_choices(s.task, s.shots)]
+            info["label_chance"] = 100 * float(np.mean(chances))
         folder = Path("runs") / s.name / s.study
         report.write_study(folder, [row for job in every for row in job.rows()], info)
         try:

@@ -69,7 +69,7 @@ def test_every_flag_on_a_page_exists(page):
              "bench.py": {"--show", "--copain", "--task", "--shots", "--sample"},
              "data.py": {"--name", "--tokenizer", "--field", "--errors", "--val"}, "model.py": {"--export"},
              "ema.py": set(), "curriculum.py": set(), "results.report": set(), "results.studies": set(),
-             "tests/soak.py": {"--kills"}, "tests/speed.py": {"--nanogpt", "--compile", "--dtype", "--big"}}
+             "tests/speed.py": {"--nanogpt", "--compile", "--dtype", "--big"}}
     commands = re.findall(r"^ *python (?:-m )?(\S+)(.*(?:\\\n.*)*)", PAGES[page], re.M)
     commands += re.findall(r"`python (?:-m )?([^\s`]+)([^`]*)`", PAGES[page])  # within a sentence
     assert commands

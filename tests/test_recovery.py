@@ -97,7 +97,7 @@ def test_a_killed_and_a_failed_arm_are_named_the_others_are_reported_and_a_rerun
     last = err.splitlines()[-1]
     assert process.returncode == 1 and "Traceback" not in err and "BrokenProcessPool" not in err, err
     assert "3000 ema: its process was killed, perhaps for memory" in last
-    assert "3000 target: the disk is gone" in last and "the same command then runs the rest" in last
+    assert "3000 target: the disk is gone" in last and "the same command runs what is missing" in last
     assert "Not averaged: seed 3000" in (path / "runs/smoke/main/report.md").read_text()
     before = {p: p.stat().st_mtime_ns for p in (path / "runs/smoke").glob("seed*/*.pt")}
     code, _, err = call(path, "train.py", *SMOKE, "--seeds", "2")
