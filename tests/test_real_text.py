@@ -70,6 +70,7 @@ def test_what_was_adapted_exports_to_the_published_format_with_equal_logits(adap
 
 def test_the_same_files_at_another_path_or_behind_a_link_are_the_same_on_a_rerun(adapted, call):
     (adapted / "english").symlink_to(adapted / "data/ar")  # the name of a toy corpus
+    (adapted / "gpt2/older_models").mkdir()
     before = {path: path.stat().st_mtime_ns for path in adapted.glob("runs/eu/seed3000/*.pt")}
     flags = [x.replace("data/ar", "english").replace("data/eu", f"{adapted}/data/eu/") for x in ADAPT]
     code, _, err = call(adapted, "train.py", *flags, "--task", adapted / "task.jsonl")
