@@ -658,18 +658,17 @@ def run_job(job, line, gpu, threads):
     """In a process of its own: trains a job to its end."""
     set_up_torch(job.settings, gpu)
     torch.set_num_threads(threads)
-    torch._dynamo.reset()  # torch.compile keeps the models of the jobs before, and gives up after eight
     prepare(job)
     train(job, line)
 
 
 def run_jobs(jobs, processes, gpus):
-    """Trains jobs side by side, each after the one that it needs. Returns {title of a job: why it did
-    not finish}. Every process has a pool of its own: one that is killed takes no other along."""
+    """Trains jobs side by side, each after the one that it needs, in a process of its own: one that is killed
+    takes no other along. Returns {title of a job: why it did not finish}."""
     # glibc keeps the memory that a step frees, and need not ask the system for it again at the next step
     os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
     context, threads = mp.get_context("spawn"), torch.get_num_threads()
-    terminal, pools, free = context.RLock(), {}, list(range(processes))
+    terminal, free = context.RLock(), list(range(processes))
     waiting, running, failed = [job for job in jobs if not job.finished()], {}, {}
     try:
         while waiting or running:
@@ -679,9 +678,9 @@ def run_jobs(jobs, processes, gpus):
                 beside = sum(bool(other.needs) == bool(job.needs) for other in jobs)
                 share = max(1, threads // min(processes, beside))                # the same at every rerun
                 handler = signal.signal(signal.SIGINT, signal.SIG_IGN)           # a new process inherits this
-                if line not in pools:
-                    pools[line] = ProcessPoolExecutor(1, context, start_worker, (terminal,))
-                running[pools[line].submit(run_job, job, line, line % gpus, share)] = job, line
+                pool = ProcessPoolExecutor(1, context, start_worker, (terminal,))
+                running[pool.submit(run_job, job, line, line % gpus, share)] = job, line
+                pool.shutdown(wait=False)                                        # when the job has ended
                 signal.signal(signal.SIGINT, handler)
             if not running:
                 break  # what is left needs a job that has failed, or is below its gate
@@ -694,7 +693,6 @@ def run_jobs(jobs, processes, gpus):
                     failed[job.title] = str(e)
                 except BrokenProcessPool:
                     failed[job.title] = "its process was killed, perhaps for memory"
-                    pools.pop(line)
                 except Exception as e:                                           # a mistake in the code
                     failed[job.title] = "".join(traceback.format_exception(e))
         return failed
@@ -744,8 +742,11 @@ def reported_jobs(s):
 def check_files(s):
     """Checks the files that the user gave, and says what to know of them. Raises ValueError if they cannot be
     used."""
-    folders, tok = s.prepared(), shared_tokenizer(s)
+    if rank_and_world()[0] > 0:  # the first process does it
+        return
+    folders = s.prepared()
     shares = {name: load_manifest(folder, s.block_size)["val"] for name, folder in folders.items()}
+    tok = shared_tokenizer(s)
     for a, b in permutations(folders, 2):
         if shares[a] > shares[b]:
             n = held_out_overlap(folders[a], folders[b])
