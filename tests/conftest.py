@@ -1,4 +1,4 @@
-"""What several tests need: one small world, its tokenizer and sources, models, jobs and studies of a few seconds."""
+"""What several tests need: a small world, its tokenizer and sources, models, jobs and a study of seconds."""
 import contextlib
 import dataclasses
 import io
@@ -22,7 +22,7 @@ os.environ["PYTHONPATH"] = str(ROOT)  # for the child processes
 import train  # noqa: E402
 from data import Mixture, Tokenizer, World, train_bpe, write_corpus  # noqa: E402
 from model import GPT, GPTConfig, load_checkpoint  # noqa: E402
-from results import report, studies  # noqa: E402, F401  the latter fills the tables of train.py
+from results import report, studies  # noqa: E402, F401  studies fills the tables of train.py
 
 torch.set_num_threads(1)
 os.fsync = lambda file: None  # no test cuts the power, and the disk takes three seconds
@@ -84,7 +84,8 @@ def smoke(tmp_path_factory):
 def arm_in(folder, s, name):
     """The job of an arm, from the base in the folder that it runs in."""
     job = train.make_job(s, 0, name)
-    job = dataclasses.replace(job, folder=folder, needs=None, start=str(folder / "base.pt"))
+    start = "" if name == "base" else str(folder / "base.pt")
+    job = dataclasses.replace(job, folder=folder, needs=None, start=start)
     train.prepare(job)
     return job
 
@@ -99,29 +100,15 @@ def fresh(smoke, tmp_path):
     return make
 
 
-@pytest.fixture(scope="session")
-def whole(smoke, tmp_path_factory):
-    """{arm: (rows, checkpoint)} of arms that ran without a stop."""
-    (s, folder), ends = smoke, {}
-    for name in ("ema", "curriculum"):
-        job = arm_in(shutil.copytree(folder, tmp_path_factory.mktemp("whole") / "run"), s, name)
-        ends[name] = train.train(job), load_checkpoint(job.path)
-    return ends
-
-
-class Stop(Exception):
-    """What ends a run in a test, as a kill does: nothing is written after it."""
-
-
 def train_until(job, step, monkeypatch):
-    """Trains a job until it asks for the batch of a step, which never comes."""
+    """Trains a job until it asks for the batch of a step. Nothing is written after that, as after a kill."""
     def batch(self, n, *args):
         if n == step:
-            raise Stop
+            raise AssertionError("stopped")
         return take(self, n, *args)
 
     take = Mixture.batch
-    with monkeypatch.context() as patch, pytest.raises(Stop):
+    with monkeypatch.context() as patch, pytest.raises(AssertionError, match="stopped"):
         patch.setattr(Mixture, "batch", batch)
         train.train(job)
 
