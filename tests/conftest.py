@@ -29,16 +29,12 @@ os.fsync = lambda file: None  # no test cuts the power, and the disk takes three
 # The processes of train.py start in a tenth of the time where a fork server has imported what they need.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["train", "torch._dynamo"])
+multiprocessing.forkserver.ensure_running()  # it imports while the first tests run
 train.mp = SimpleNamespace(get_context=lambda method: CONTEXT, parent_process=multiprocessing.parent_process,
                            active_children=multiprocessing.active_children)
 
-SMOKE = ("--preset", "smoke", "--device", "cpu", "--dtype", "float32", "--documents", "300", "--base_steps", "6",
-         "--steps", "12", "--copain_items", "3", "--label_items", "6", "--processes", "2")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def fork_server():
-    multiprocessing.forkserver.ensure_running()  # it imports while the first tests run
+SMOKE = ("--preset", "smoke", "--device", "cpu", "--dtype", "float32", "--documents", "300", "--base_steps",
+         "6", "--steps", "12", "--copain_items", "3", "--label_items", "6", "--processes", "2")
 
 
 @pytest.fixture(scope="session")
@@ -70,10 +66,10 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory):
-    """Settings of a run of a second, and the folder of its one seed with prepared data and a trained base."""
+    """Settings of a run of a second, and the folder of its one seed with its data and a trained base."""
     s = train.Settings(**train.PRESETS["smoke"] | dict(
-        name="smoke", documents=300, base_steps=6, steps=12, copain_items=2, label_items=4, checkpoint_every=4,
-        device="cpu", dtype="float32"))
+        name="smoke", documents=300, base_steps=6, steps=12, copain_items=2, label_items=4,
+        checkpoint_every=4, device="cpu", dtype="float32"))
     folder = tmp_path_factory.mktemp("smoke")
     base = dataclasses.replace(train.make_job(s, 0, "base"), folder=folder)
     train.prepare(base)
@@ -92,7 +88,7 @@ def arm_in(folder, s, name):
 
 @pytest.fixture
 def fresh(smoke, tmp_path):
-    """fresh(arm, copy="run", **settings): the job of an arm in a new copy of the smoke folder, without arms."""
+    """fresh(arm, copy="run", **settings): the job of an arm in a new copy of the smoke folder."""
     def make(name, copy="run", **settings):
         s, folder = smoke
         shutil.copytree(folder, tmp_path / copy)
@@ -138,7 +134,7 @@ def call(monkeypatch, capsys):
     def run(folder, script, *flags):
         monkeypatch.chdir(folder)
         monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
-        monkeypatch.setattr(report, "draw_figure", lambda *_: None)  # two seconds; the fixture `study` draws one
+        monkeypatch.setattr(report, "draw_figure", lambda *_: None)  # slow; the fixture `study` draws one
         code = 0
         try:
             if script == "train.py":

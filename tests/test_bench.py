@@ -174,7 +174,8 @@ def test_answers_do_not_depend_on_what_shares_the_batch(tok):
 
 def test_choice_logprobs_are_the_summed_log_probabilities_by_hand_whatever_shares_the_batch(tok):
     model = random_gpt(tok)
-    prompts, choices = [[5, 6, 7], [8], [*range(9)]], [[[1], [2], [3, 4, 9]], [[3, 1], [3, 2], [3, 1, 7]], [[1], [2]]]
+    prompts = [[5, 6, 7], [8], [*range(9)]]
+    choices = [[[1], [2], [3, 4, 9]], [[3, 1], [3, 2], [3, 1, 7]], [[1], [2]]]
     for prompt, some, scores in zip(prompts, choices, choice_logprobs(model, prompts, choices)):
         for choice, score in zip(some, scores):
             idx = torch.tensor([prompt + choice])

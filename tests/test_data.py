@@ -11,7 +11,6 @@ from data import (CATEGORIES, COPAIN_TASKS, ENGLISH, NOUNS, Mixture, Tokenizer, 
                   draw_training_list, is_reserved, make_language, train_bpe, write_corpus)
 
 
-# ------------------------------------------------------------------------------------------------- tokenizer
 @pytest.mark.parametrize("text", [
     "", " ", "\n\n \t ", "a cat", "Ünïcödé", "👩‍👩‍👧‍👦 🏳️‍🌈", "مرحبا بالعالم", "שלום",
     "नमस्ते दुनिया", "𝔘\u0000\u200f\ufeff", "<|endoftext|>", "don't  stop\r\n", "1234567 12,5"])
@@ -57,7 +56,6 @@ def test_bpe_takes_a_long_word_in_a_moment_and_ends_when_every_word_is_one_token
     assert len(train_bpe(["ab ab"], 10_000)) < 300
 
 
-# -------------------------------------------------------------------------------------------------- the world
 def test_same_seed_same_corpus_and_another_seed_another(world):
     a, b, c = (write_corpus(world, "english", 50, seed) for seed in (1, 1, 2))
     assert a == b != c
@@ -139,7 +137,6 @@ def test_english_prose_and_english_patterns_are_english_taken_apart(world):
     assert all(d.endswith(".") for d in prose) and not any("." in d for d in patterns)
 
 
-# ---------------------------------------------------------------------------------------------------- sampler
 WEIGHTS = {"target": 0.83, "english": 0.17}
 
 
@@ -187,7 +184,6 @@ def test_a_source_that_is_missing_empty_or_shorter_than_a_block_is_named(sources
             Mixture({"short": np.zeros(n, dtype=np.uint16)}, 32, 0)
 
 
-# ------------------------------------------------------------------------------------------------------ files
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("unexpected pos 5")])
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, error):
     def fail(temporary):

@@ -53,8 +53,7 @@ def test_lookahead_leaves_training_alone_between_updates_and_is_the_papers_equat
 
 
 def test_shadow_of_a_constant_jump_follows_the_closed_form(tiny):
-    shadow = EMA(tiny, 0.9, shadow=True)
-    start = [p.detach().clone() for p in tiny.parameters()]
+    shadow, start = EMA(tiny, 0.9, shadow=True), [p.detach().clone() for p in tiny.parameters()]
     with torch.no_grad():
         for p in tiny.parameters():
             p.add_(1.0)
