@@ -29,12 +29,16 @@ os.fsync = lambda file: None  # no test cuts the power, and the disk takes three
 # The processes of train.py start in a tenth of the time where a fork server has imported what they need.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["train", "torch._dynamo"])
-multiprocessing.forkserver.ensure_running()  # it imports while the first tests run
 train.mp = SimpleNamespace(get_context=lambda method: CONTEXT, parent_process=multiprocessing.parent_process,
                            active_children=multiprocessing.active_children)
 
 SMOKE = ("--preset", "smoke", "--device", "cpu", "--dtype", "float32", "--documents", "300", "--base_steps",
          "6", "--steps", "12", "--copain_items", "3", "--label_items", "6", "--processes", "2")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fork_server():  # and not above, for the processes import this file, too
+    multiprocessing.forkserver.ensure_running()  # it imports while the first tests run
 
 
 @pytest.fixture(scope="session")
@@ -77,22 +81,15 @@ def smoke(tmp_path_factory):
     return s, folder
 
 
-def arm_in(folder, s, name):
-    """The job of an arm, from the base in the folder that it runs in."""
-    job = train.make_job(s, 0, name)
-    start = "" if name == "base" else str(folder / "base.pt")
-    job = dataclasses.replace(job, folder=folder, needs=None, start=start)
-    train.prepare(job)
-    return job
-
-
 @pytest.fixture
 def fresh(smoke, tmp_path):
     """fresh(arm, copy="run", **settings): the job of an arm in a new copy of the smoke folder."""
     def make(name, copy="run", **settings):
-        s, folder = smoke
-        shutil.copytree(folder, tmp_path / copy)
-        return arm_in(tmp_path / copy, dataclasses.replace(s, **settings), name)
+        s, folder = dataclasses.replace(smoke[0], **settings), shutil.copytree(smoke[1], tmp_path / copy)
+        start = "" if name == "base" else str(folder / "base.pt")
+        job = dataclasses.replace(train.make_job(s, 0, name), folder=folder, needs=None, start=start)
+        train.prepare(job)
+        return job
     return make
 
 
