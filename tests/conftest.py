@@ -1,4 +1,4 @@
-"""What several tests need: one small world, its tokenizer and sources, models, jobs and studies of a few seconds."""
+"""What several tests need: a small world, its tokenizer and sources, models, jobs and a study of seconds."""
 import contextlib
 import dataclasses
 import io
@@ -22,7 +22,7 @@ os.environ["PYTHONPATH"] = str(ROOT)  # for the child processes
 import train  # noqa: E402
 from data import Mixture, Tokenizer, World, train_bpe, write_corpus  # noqa: E402
 from model import GPT, GPTConfig, load_checkpoint  # noqa: E402
-from results import report, studies  # noqa: E402, F401  the latter fills the tables of train.py
+from results import report, studies  # noqa: E402, F401  studies fills the tables of train.py
 
 torch.set_num_threads(1)
 os.fsync = lambda file: None  # no test cuts the power, and the disk takes three seconds
@@ -32,12 +32,12 @@ CONTEXT.set_forkserver_preload(["train", "torch._dynamo"])
 train.mp = SimpleNamespace(get_context=lambda method: CONTEXT, parent_process=multiprocessing.parent_process,
                            active_children=multiprocessing.active_children)
 
-SMOKE = ("--preset", "smoke", "--device", "cpu", "--dtype", "float32", "--documents", "300", "--base_steps", "6",
-         "--steps", "12", "--copain_items", "3", "--label_items", "6", "--processes", "2")
+SMOKE = ("--preset", "smoke", "--device", "cpu", "--dtype", "float32", "--documents", "300", "--base_steps",
+         "6", "--steps", "12", "--copain_items", "3", "--label_items", "6", "--processes", "2")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def fork_server():
+def fork_server():  # and not above, for the processes import this file, too
     multiprocessing.forkserver.ensure_running()  # it imports while the first tests run
 
 
@@ -70,10 +70,10 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory):
-    """Settings of a run of a second, and the folder of its one seed with prepared data and a trained base."""
+    """Settings of a run of a second, and the folder of its one seed with its data and a trained base."""
     s = train.Settings(**train.PRESETS["smoke"] | dict(
-        name="smoke", documents=300, base_steps=6, steps=12, copain_items=2, label_items=4, checkpoint_every=4,
-        device="cpu", dtype="float32"))
+        name="smoke", documents=300, base_steps=6, steps=12, copain_items=2, label_items=4,
+        checkpoint_every=4, device="cpu", dtype="float32"))
     folder = tmp_path_factory.mktemp("smoke")
     base = dataclasses.replace(train.make_job(s, 0, "base"), folder=folder)
     train.prepare(base)
@@ -81,47 +81,27 @@ def smoke(tmp_path_factory):
     return s, folder
 
 
-def arm_in(folder, s, name):
-    """The job of an arm, from the base in the folder that it runs in."""
-    job = train.make_job(s, 0, name)
-    job = dataclasses.replace(job, folder=folder, needs=None, start=str(folder / "base.pt"))
-    train.prepare(job)
-    return job
-
-
 @pytest.fixture
 def fresh(smoke, tmp_path):
-    """fresh(arm, copy="run", **settings): the job of an arm in a new copy of the smoke folder, without arms."""
+    """fresh(arm, copy="run", **settings): the job of an arm in a new copy of the smoke folder."""
     def make(name, copy="run", **settings):
-        s, folder = smoke
-        shutil.copytree(folder, tmp_path / copy)
-        return arm_in(tmp_path / copy, dataclasses.replace(s, **settings), name)
+        s, folder = dataclasses.replace(smoke[0], **settings), shutil.copytree(smoke[1], tmp_path / copy)
+        start = "" if name == "base" else str(folder / "base.pt")
+        job = dataclasses.replace(train.make_job(s, 0, name), folder=folder, needs=None, start=start)
+        train.prepare(job)
+        return job
     return make
 
 
-@pytest.fixture(scope="session")
-def whole(smoke, tmp_path_factory):
-    """{arm: (rows, checkpoint)} of arms that ran without a stop."""
-    (s, folder), ends = smoke, {}
-    for name in ("ema", "curriculum"):
-        job = arm_in(shutil.copytree(folder, tmp_path_factory.mktemp("whole") / "run"), s, name)
-        ends[name] = train.train(job), load_checkpoint(job.path)
-    return ends
-
-
-class Stop(Exception):
-    """What ends a run in a test, as a kill does: nothing is written after it."""
-
-
 def train_until(job, step, monkeypatch):
-    """Trains a job until it asks for the batch of a step, which never comes."""
+    """Trains a job until it asks for the batch of a step. Nothing is written after that, as after a kill."""
     def batch(self, n, *args):
         if n == step:
-            raise Stop
+            raise AssertionError("stopped")
         return take(self, n, *args)
 
     take = Mixture.batch
-    with monkeypatch.context() as patch, pytest.raises(Stop):
+    with monkeypatch.context() as patch, pytest.raises(AssertionError, match="stopped"):
         patch.setattr(Mixture, "batch", batch)
         train.train(job)
 
@@ -151,7 +131,7 @@ def call(monkeypatch, capsys):
     def run(folder, script, *flags):
         monkeypatch.chdir(folder)
         monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
-        monkeypatch.setattr(report, "draw_figure", lambda *_: None)  # two seconds; the fixture `study` draws one
+        monkeypatch.setattr(report, "draw_figure", lambda *_: None)  # slow; the fixture `study` draws one
         code = 0
         try:
             if script == "train.py":

@@ -166,19 +166,16 @@ def test_an_answer_is_whole_however_many_tokens_it_has_and_none_if_it_does_not_e
     assert answers == [*said.values()][:3] + [None] and outgrown == [None]  # a context of 8
 
 
-def test_answers_and_scores_do_not_depend_on_what_shares_the_batch(tok):
+def test_answers_do_not_depend_on_what_shares_the_batch(tok):
     model = random_gpt(tok)
     prompts = [tok.encode(text) for text in (" 1; 2 => 1\n 3; 4 =>", " a =>", " b =>", " dog => x; cat =>")]
     assert greedy_answers(model, tok, prompts, 3) == [greedy_answers(model, tok, [p], 3)[0] for p in prompts]
-    choices = [[[1], [2, 3]], [[4], [5, 6, 7]], [[8, 9], [8, 10]], [[11], [12]]]
-    alone = [choice_logprobs(model, [p], [cs])[0] for p, cs in zip(prompts, choices)]
-    for together, scores in zip(choice_logprobs(model, prompts, choices), alone):
-        assert together == pytest.approx(scores, rel=1e-4)
 
 
-def test_choice_logprobs_are_the_summed_log_probabilities_by_hand(tok):
+def test_choice_logprobs_are_the_summed_log_probabilities_by_hand_whatever_shares_the_batch(tok):
     model = random_gpt(tok)
-    prompts, choices = [[5, 6, 7], [8]], [[[1], [2], [3, 4, 9]], [[3, 1], [3, 2], [3, 1, 7]]]
+    prompts = [[5, 6, 7], [8], [*range(9)]]
+    choices = [[[1], [2], [3, 4, 9]], [[3, 1], [3, 2], [3, 1, 7]], [[1], [2]]]
     for prompt, some, scores in zip(prompts, choices, choice_logprobs(model, prompts, choices)):
         for choice, score in zip(some, scores):
             idx = torch.tensor([prompt + choice])

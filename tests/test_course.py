@@ -26,5 +26,5 @@ def test_an_exercise_has_a_question_a_prediction_a_command_minutes_an_outcome_an
     exercises = re.split(r"^### ", COURSE, flags=re.M)[1:]
     assert len(exercises) == 10
     for text in exercises:
-        for part in ("*Question.*", "*Predict.*", "```", "*Minutes.*", "*Look at*", "<details>", "*Open question.*"):
-            assert part in text, f"{text.splitlines()[0]}: {part}"
+        parts = "*Question.*", "*Predict.*", "```", "*Minutes.*", "*Look at*", "<details>", "*Open question.*"
+        assert all(part in text for part in parts), text

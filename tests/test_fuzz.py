@@ -10,7 +10,6 @@ hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import given, strategies as st  # noqa: E402
 
 from curriculum import SHAPES, Curriculum  # noqa: E402
-from data import Tokenizer, train_bpe  # noqa: E402
 from model import load_checkpoint, save_checkpoint  # noqa: E402
 
 hypothesis.settings.register_profile(
@@ -30,13 +29,6 @@ def test_a_schedule_is_refused_or_its_weights_are_a_mixture_at_every_step(text, 
         curriculum.check(steps)
         for step in range(steps):
             assert math.isclose(sum(curriculum.weights(step, steps).values()), 1, abs_tol=1e-8)
-
-
-@given(st.lists(st.text(max_size=60), max_size=5), st.text(max_size=100))
-def test_any_tokenizer_gives_back_any_text(texts, text):
-    tok = Tokenizer(train_bpe(texts, 300))
-    assert tok.decode(tok.encode(text)) == text and tok.eot not in tok.encode(text)
-    assert Tokenizer.from_json(tok.to_json()).encode(text) == tok.encode(text)
 
 
 @given(st.floats(0, 1), st.binary(max_size=9))

@@ -1,5 +1,5 @@
 """The published GPT-2: its files in and out, and its logits. gpt2_logits.json holds what the package
-transformers computes with the weights of with_known_weights(): logits_of_transformers()[:, ::5, :7]."""
+transformers computes with the weights of with_known_weights(): its logits[:, ::5, :7]."""
 import json
 import sys
 from pathlib import Path
@@ -9,7 +9,6 @@ import torch
 
 from model import GPT, GPTConfig, load_gpt2, save_gpt2
 
-EXPECTED = Path(__file__).with_name("gpt2_logits.json")
 SHAPES = [(40, 16, 1, 1, 8), (61, 24, 3, 4, 32), (100, 64, 2, 12, 48)]  # V, T, layers, heads, C
 SHAPE = SHAPES[1]
 
@@ -33,37 +32,25 @@ def logits(model, shape):
     return model(tokens(shape), last_only=False)[0]
 
 
-@torch.no_grad()
-def logits_of_transformers(folder, shape):
-    from transformers import GPT2LMHeadModel
-    return GPT2LMHeadModel.from_pretrained(folder).eval()(tokens(shape)).logits
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 def test_logits_equal_those_that_the_reference_implementation_gave(shape):
-    expected = torch.tensor(json.loads(EXPECTED.read_text())[str(shape)])
-    assert (logits(with_known_weights(shape), shape)[:, ::5, :7] - expected).abs().max() < 1e-4
+    expected = json.loads(Path(__file__).with_name("gpt2_logits.json").read_text())[str(shape)]
+    assert (logits(with_known_weights(shape), shape)[:, ::5, :7] - torch.tensor(expected)).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("activation", ["gelu_new", "gelu"])
-def test_what_is_exported_loads_here_bit_for_bit_and_has_equal_logits_in_the_reference(activation, tmp_path):
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_export_loads_bit_for_bit_and_goes_through_the_reference_and_back(shape, activation, tmp_path):
     pytest.importorskip("safetensors")
-    model = with_known_weights(SHAPE, activation=activation)
+    model = with_known_weights(shape, activation=activation)
     save_gpt2(model, tmp_path / "out")
     again = load_gpt2(tmp_path / "out")
-    assert again.config == model.config and torch.equal(logits(again, SHAPE), logits(model, SHAPE))
+    assert again.config == model.config and torch.equal(logits(again, shape), logits(model, shape))
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
-    pytest.importorskip("transformers")
-    assert (logits_of_transformers(tmp_path / "out", SHAPE) - logits(model, SHAPE)).abs().max() < 1e-4
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_what_the_reference_implementation_saves_loads_here_and_has_equal_logits(shape, tmp_path):
-    transformers = pytest.importorskip("transformers")
-    V, T, n_layer, n_head, C = shape
-    transformers.GPT2LMHeadModel(transformers.GPT2Config(
-        vocab_size=V, n_positions=T, n_layer=n_layer, n_head=n_head, n_embd=C)).save_pretrained(tmp_path)
-    assert (logits_of_transformers(tmp_path, shape) - logits(load_gpt2(tmp_path), shape)).abs().max() < 1e-4
+    reference = pytest.importorskip("transformers").GPT2LMHeadModel.from_pretrained(tmp_path / "out").eval()
+    assert (reference(tokens(shape)).logits - logits(model, shape)).abs().max() < 1e-4
+    reference.save_pretrained(tmp_path / "back")
+    assert torch.equal(logits(load_gpt2(tmp_path / "back"), shape), logits(model, shape))
 
 
 CONFIG = {"model_type": "gpt2", "vocab_size": 61, "n_positions": 24, "n_layer": 3, "n_head": 4, "n_embd": 32}
@@ -126,7 +113,6 @@ def test_a_folder_that_is_no_gpt2_is_refused_in_one_line_with_the_reason(publish
 def test_without_the_package_safetensors_one_line_says_how_to_install_it(published, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     (published[0] / "model.safetensors").write_bytes(b"anything")
-    model = with_known_weights(SHAPE)
-    for use in (lambda: load_gpt2(published[0]), lambda: save_gpt2(model, published[0])):
+    for use in (lambda: load_gpt2(published[0]), lambda: save_gpt2(with_known_weights(SHAPE), published[0])):
         with pytest.raises(OSError, match="model.safetensors: pip install safetensors"):
             use()

@@ -1,12 +1,11 @@
 import math
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from model import (GPT, GPTConfig, add_lora, causal_attention, load_checkpoint, load_gpt2, merge_lora,
+from model import (GPT, GPTConfig, add_lora, causal_attention, load_checkpoint, merge_lora,
                    model_from_checkpoint, save_checkpoint)
 
 IDX = torch.arange(10)[None]
@@ -151,18 +150,3 @@ def test_what_is_no_checkpoint_is_refused_in_one_line_and_no_code_is_run(saved, 
     with pytest.raises(ValueError, match=f"x.pt is .*{words}") as e:
         load_checkpoint(saved)
     assert "\n" not in str(e.value)
-
-
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
-def test_out_of_memory_is_not_called_damage(saved, error, monkeypatch):
-    monkeypatch.setattr(torch, "load", Mock(side_effect=error))
-    with pytest.raises(OSError, match="not enough memory to load .*x.pt"):
-        load_checkpoint(saved)
-
-
-def test_the_command_line_exports_a_checkpoint_and_names_a_mistake_in_one_line(saved, tiny, call):
-    code, _, err = call(saved.parent, "model.py", "none.pt", "--export", "out")
-    assert code == 2 and len(err.splitlines()) == 1 and "none.pt" in err
-    pytest.importorskip("safetensors")
-    assert call(saved.parent, "model.py", "x.pt", "--export", "out")[0] == 0
-    assert torch.equal(load_gpt2(saved.parent / "out")(IDX)[0], tiny(IDX)[0])

@@ -160,11 +160,8 @@ def test_a_published_vocabulary_keeps_its_ids_and_its_end_of_text_is_no_guess(tm
     ("a.jsonl", b'{"text": null}', "line 1: 'text' holds null,.*--skip_null"), ("--val=2", b"", "val is 2"),
     ("a", b'[\n{"text": "x"}]', "line 1: not JSON"), ("a.json", b"[1]", "line 1: .* is not an object"),
     ("a", gzip.compress(b"a line\n" * 500)[:-20], "after line.*whole"), ("a", b"a", "val.bin has 0 tokens")])
-def test_a_mistake_is_named_in_one_line_with_code_2(tmp_path, monkeypatch, capsys, name, content, words):
-    monkeypatch.chdir(tmp_path)
+def test_a_mistake_is_named_in_one_line_with_code_2(tmp_path, call, name, content, words):
     (tmp_path / name).write_bytes(content)
     paths = [name, name if name[0] == "a" else "a.txt"]
-    monkeypatch.setattr(data.sys, "argv", "data.py prepare --name x --tokenizer bpe".split() + paths)
-    with pytest.raises(SystemExit, match="2"):
-        data.main()
-    assert re.search(words, capsys.readouterr().err.splitlines()[-1]) and not (tmp_path / "data/x").exists()
+    code, _, err = call(tmp_path, "data.py", "prepare", "--name", "x", "--tokenizer", "bpe", *paths)
+    assert code == 2 and re.search(words, err.splitlines()[-1]) and not (tmp_path / "data/x").exists()

@@ -11,11 +11,10 @@ import train
 from conftest import SMOKE, equal, rows_of, train_until, weights
 from curriculum import Curriculum
 from data import Mixture
-from model import GPT, GPTConfig, load_checkpoint, model_from_checkpoint, save_checkpoint
+from model import load_checkpoint, model_from_checkpoint, save_checkpoint
 from results import report
 
 
-# ----------------------------------------------------------------------------------------- schedule, optimizers
 def test_the_learning_rate_warms_up_falls_along_a_cosine_and_stays_on_its_floor():
     s = train.Settings(name="x", steps=100, lr=1.0, warmup=0.1, lr_until=0.5, lr_floor=0.1)
     job = train.make_job(s, 0, "target")
@@ -46,7 +45,8 @@ def test_weight_decay_is_on_matrices_only_and_muon_takes_the_blocks_matrices_of_
 def test_muon_is_torchs_muon_up_to_the_rounding_of_bfloat16(tiny):
     start = [p.detach() for n, p in tiny.named_parameters() if ".h." in n and p.dim() == 2]
     ours, theirs = ([p.clone().requires_grad_() for p in start] for _ in range(2))
-    optimizers = train.Muon(ours, lr=0.1, weight_decay=0.5), torch.optim.Muon(theirs, lr=0.1, weight_decay=0.5)
+    kwargs = dict(lr=0.1, weight_decay=0.5)
+    optimizers = train.Muon(ours, **kwargs), torch.optim.Muon(theirs, **kwargs)
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
         for p, q in zip(ours, theirs):
@@ -68,53 +68,32 @@ def test_the_l2_penalty_pulls_back_by_its_share_and_a_full_pull_is_the_base(tiny
     assert all(torch.equal(p, before[n]) for n, p in tiny.named_parameters())
 
 
-def test_the_model_overfits_one_batch():
-    torch.manual_seed(0)
-    model, x = GPT(GPTConfig(20, 16, 2, 2, 32)), torch.randint(20, (4, 17))
-    job = train.make_job(train.Settings(name="x", dtype="float32"), 0, "base")
-    optimizers = train.make_optimizers(model, job).values()
-    for _ in range(150):
-        loss = model(x[:, :-1], x[:, 1:])[1]
-        loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-    assert loss.item() < 0.05
-
-
-# ----------------------------------------------------------------------------------------------------- the loop
 def test_the_same_seed_twice_gives_the_same_run(fresh):
     a, b = (fresh("target+english", copy) for copy in "ab")
     assert train.train(a) == train.train(b)
     assert equal(weights(a.path), weights(b.path)) and a.log.read_text() == b.log.read_text()
 
 
-def test_evaluation_frequency_leaves_training_bit_identical(fresh, monkeypatch):
-    a, b = (fresh("target", copy) for copy in "ab")
-    train.train(a)
+def test_evaluation_and_a_shadow_average_leave_training_bit_identical(fresh, monkeypatch):
+    often, shadow, seldom = fresh("target", "a"), fresh("shadow-ema", "b"), fresh("target", "c")
+    assert train.train(often)[-1]["ppl_target"] != train.train(shadow)[-1]["ppl_target"]
     monkeypatch.setattr(train.Job, "evaluate_at", lambda self: {0, self.steps})
-    train.train(b)
-    assert equal(weights(a.path), weights(b.path))
+    train.train(seldom)
+    assert all(equal(weights(often.path), weights(job.path)) for job in (seldom, shadow))
 
 
-@pytest.mark.parametrize("arm", ["ema", "curriculum"])
-@pytest.mark.parametrize("stop", [5, 9])
+@pytest.mark.parametrize("name, stop", [
+    ("base", 5), ("ema", 5), ("ema", 9), ("ema-every-10", 9), ("curriculum", 5), ("curriculum", 9)])
 def test_a_run_stopped_anywhere_and_resumed_equals_the_uninterrupted_one_bit_for_bit(
-        fresh, whole, monkeypatch, arm, stop):
-    job, (rows, ckpt) = fresh(arm), whole[arm]
+        fresh, smoke, monkeypatch, name, stop):
+    whole = fresh(name, "whole")
+    job, rows = fresh(name), train.train(whole)
+    for file in job.folder.glob(f"{name}.*"):
+        file.unlink()  # the base that the fixture made
     train_until(job, stop, monkeypatch)
     assert load_checkpoint(job.path)["step"] == stop // 4 * 4  # checkpoint_every is 4
     assert train.train(job) == rows == rows_of(job.log)
-    assert equal(ckpt, load_checkpoint(job.path))
-
-
-def test_a_base_resumed_in_its_middle_equals_the_uninterrupted_one(smoke, tmp_path, monkeypatch):
-    s, folder = smoke
-    base = dataclasses.replace(train.make_job(s, 0, "base"), folder=tmp_path)
-    train.prepare(base)
-    train_until(base, 5, monkeypatch)
-    train.train(base)
-    assert equal(load_checkpoint(folder / "base.pt"), load_checkpoint(tmp_path / "base.pt"))
+    assert equal(load_checkpoint(whole.path), load_checkpoint(job.path))
 
 
 def test_a_log_is_never_ahead_of_its_checkpoint_so_an_arm_never_starts_from_half_a_base(fresh, monkeypatch):
@@ -128,11 +107,10 @@ def test_a_log_is_never_ahead_of_its_checkpoint_so_an_arm_never_starts_from_half
 def test_arms_see_the_same_tokens_in_total_and_the_curriculum_english_only_at_its_start(fresh):
     jobs = {name: fresh(name, name, steps=20) for name in ("target", "target+english", "curriculum")}
     rows = {name: train.train(job)[-1] for name, job in jobs.items()}
-    job = jobs["target"]
-    tokens = job.steps * job.batch_size * job.settings.block_size
+    job, within = jobs["target"], jobs["target"].settings.block_size
+    tokens = job.steps * job.batch_size * within
     assert all(r["tokens_target"] + r.get("tokens_english", 0) == tokens for r in rows.values())
     assert "tokens_english" not in rows["target"]
-    within = job.settings.block_size
     assert rows["target+english"]["tokens_english"] == pytest.approx(0.2 * tokens, abs=within)
     assert rows["curriculum"]["tokens_english"] == pytest.approx(0.02 * tokens, abs=within)
 
@@ -160,12 +138,6 @@ def test_accumulated_micro_batches_are_the_whole_batch(fresh, parts):
     cut = train.train(fresh("target+english", "cut", accumulate=parts))[-1]
     assert cut["train_loss"] == pytest.approx(whole["train_loss"], abs=1e-5)
     assert cut["shift_l2"] == pytest.approx(whole["shift_l2"], rel=1e-3)
-
-
-def test_a_shadow_average_leaves_the_training_of_its_arm_as_it_was(fresh):
-    plain, shadow = fresh("target", "a"), fresh("shadow-ema", "b")
-    rows = train.train(plain)[-1], train.train(shadow)[-1]
-    assert equal(weights(plain.path), weights(shadow.path)) and rows[0]["ppl_target"] != rows[1]["ppl_target"]
 
 
 def test_lora_trains_lora_alone_and_its_shift_is_that_of_the_merged_weights(smoke, fresh):
@@ -197,23 +169,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert train.train(job)[-1]["step"] == job.steps
 
 
-def test_a_row_names_its_commit_its_machine_and_the_largest_loss_of_a_step(whole):
-    rows, _ = whole["ema"]
-    assert all(row["commit"] and "torch" in row["machine"] for row in rows)
-    assert "train_loss" not in rows[0]
-    assert all(row["train_loss"] < row["train_loss_max"] for row in rows if row["step"] > 2)
-
-
-# --------------------------------------------------------------------------------------------------- the study
 def test_the_study_runs_end_to_end_and_leaves_its_files(study):
     path, out = study
     folder = path / "runs" / "smoke"
-    for name in ("main/settings.json", "main/metrics.jsonl", "main/report.md", "main/summary.json",
-                 "main/figure.png", "seed3000/base.pt", "seed3001/ema.pt"):
+    for name in ("main/settings.json", "main/figure.png", "seed3000/base.pt", "seed3001/ema.pt"):
         assert (folder / name).stat().st_size > 0, name
     rows = rows_of(folder / "main/metrics.jsonl")
     pairs = {(arm, seed) for arm in train.STUDIES["main"].arms for seed in (3000, 3001)}
     assert {(row["arm"], row["seed"]) for row in rows} == pairs
+    assert all(row["commit"] and "torch" in row["machine"] for row in rows)
+    assert all(row["train_loss"] < row["train_loss_max"] for row in rows if row["step"] > 2)
+    assert all(("train_loss" in row) == (row["step"] > 0) for row in rows)
     claims = json.loads((folder / "main/summary.json").read_text())["claims"]
     assert [claim["id"] for claim in claims] == ["C1", "C2", "C3", "C4", "C5", "C6"]
     assert "mean nothing" in out and "mean nothing" in (folder / "main/report.md").read_text()
@@ -221,8 +187,7 @@ def test_the_study_runs_end_to_end_and_leaves_its_files(study):
 
 
 def test_rerunning_a_finished_study_trains_nothing_and_the_report_is_a_function_of_the_log(study, call):
-    path, _ = study
-    folder = path / "runs" / "smoke"
+    path, folder = study[0], study[0] / "runs/smoke"
     before = {p: p.stat().st_mtime_ns for p in folder.glob("seed*/*.pt")}
     names = ("main/report.md", "main/summary.json", "main/metrics.jsonl")
     text = [(folder / name).read_bytes() for name in names]
@@ -245,9 +210,8 @@ def test_a_checkpoint_can_be_benchmarked_and_sampled_and_an_arm_run_from_a_given
 
 
 def test_an_arm_of_ones_own_is_a_line_of_ARMS_and_its_name(study, call, monkeypatch):
-    path, _ = study
     monkeypatch.setitem(train.ARMS, "mine", train.Arm("target=rest english=constant(0.1)"))
-    code, out, err = call(path, "train.py", *SMOKE, "--seeds", "2", "--only", "mine")
+    code, out, err = call(study[0], "train.py", *SMOKE, "--seeds", "2", "--only", "mine")
     assert code == 0 and re.search(r"\| mine +\|", out) and re.search(r"\| target +\|", out), err
 
 
@@ -255,11 +219,11 @@ def test_arms_of_another_base_share_what_was_run(study, call):
     path, _ = study
     before = {p: p.stat().st_mtime_ns for p in (path / "runs/smoke").glob("seed*/*.pt")}
     code, out, err = call(path, "train.py", *SMOKE, "--study", "languages", "--only", "seen-5,seen-5+english")
-    assert code == 0 and (path / "runs/smoke/seed3000/seen-5/base.pt").exists() and "seen-5+english" in out, err
+    assert code == 0 and "seen-5+english" in out and (path / "runs/smoke/seed3000/seen-5/base.pt").exists()
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
-def test_a_base_below_its_gate_is_left_out_and_named_and_its_arms_are_not_trained(tmp_path, call, monkeypatch):
+def test_a_base_below_its_gate_is_left_out_and_named_and_no_arm_of_it_is_trained(tmp_path, call, monkeypatch):
     monkeypatch.setitem(train.GATE, "cloze_english", 101.0)
     code, out, err = call(tmp_path, "train.py", *SMOKE, "--gate", "1", "--only", "target")
     assert code == 2 and re.search("3000 base reached .* on .*, its gate is .*nothing to lose", err), err
@@ -278,16 +242,12 @@ def test_every_setting_of_a_base_counts_for_its_pretraining_and_none_for_the_see
     assert train.make_job(s, 2, "target").needs.steps == s.base_steps
 
 
-def test_every_study_compares_arms_of_its_own_and_every_claim_finds_its_arms():
-    for study in train.STUDIES.values():
-        assert study.pairs and all(a in study.arms and b in study.arms for a, b in study.pairs)
+def test_a_study_compares_its_own_arms_and_trains_each_once_after_the_one_it_needs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for claim in report.CLAIMS:
         assert set(claim.arms) <= set(train.STUDIES[claim.study].arms), claim.id
-
-
-def test_no_two_jobs_of_a_study_have_one_title_and_each_comes_after_the_one_it_needs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in train.STUDIES:
+    for name, study in train.STUDIES.items():
+        assert study.pairs and all(a in study.arms and b in study.arms for a, b in study.pairs)
         jobs = train.plan(train.Settings(name="x", study=name, seeds=2))
         paths = [job.path for job in jobs]
         assert len({job.title for job in jobs}) == len(set(paths)) == len(jobs)
@@ -316,5 +276,3 @@ def test_there_are_at_most_45_settings_and_help_tells_each_with_its_default(tmp_
     code, out, _ = call(tmp_path, "train.py", "--help")
     assert code == 0 and len(names) <= 45 and all(f"--{name}" in out for name in names)
     assert out.count("(default") == len(names)
-
-
