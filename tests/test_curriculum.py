@@ -1,3 +1,4 @@
+"""A schedule of the mixture: its shapes, and what it refuses."""
 import pytest
 
 from curriculum import Curriculum
