@@ -396,7 +396,8 @@ def progress_bar(job, first, line):
     """A line of the terminal with step, loss and time left. In a file, a line every half minute."""
     terminal, form = sys.stderr.isatty(), "{desc} {n}/{total}{postfix}, {elapsed} so far, {remaining} left"
     return tqdm(total=job.steps, initial=first, desc=job.title, position=line if terminal else 0,
-                leave=not terminal, mininterval=0.2 if terminal else 30, disable=rank_and_world()[0] > 0,
+                leave=not terminal, mininterval=0.2 if terminal else 30, maxinterval=60,
+                disable=rank_and_world()[0] > 0,
                 bar_format="|{bar:20}| " + form if terminal else form + "\n", dynamic_ncols=True)
 
 
