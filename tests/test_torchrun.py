@@ -51,7 +51,7 @@ def test_two_processes_train_as_one_and_when_one_dies_the_run_ends_and_a_rerun_g
                 assert a[key] == pytest.approx(b[key], rel=1e-5)
 
 
-def test_a_batch_that_cannot_be_cut_into_equal_parts_for_all_processes_is_refused(smoke, tmp_path, monkeypatch):
+def test_a_batch_that_cannot_be_cut_into_equal_parts_is_refused(smoke, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "rank_and_world", lambda: (0, 4))
     train.plan(replace(smoke[0], accumulate=2))
