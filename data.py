@@ -469,6 +469,11 @@ def read_json_lines(path, errors=None):
             yield where, row
 
 
+def write_json_lines(path, rows):
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    write_atomically(path, lambda part: part.write_text(text))
+
+
 def load_tokenizer(spec):
     """The tokenizer of 'gpt2', of a prepared source or a run, or of a folder with GPT-2's published files."""
     folder = Path(spec)

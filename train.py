@@ -19,7 +19,6 @@ of its own. At the end finish() gathers the logs, and results/report.py draws th
 """
 import contextlib
 import functools
-import json
 import math
 import multiprocessing as mp
 import os
@@ -49,7 +48,7 @@ import bench
 from curriculum import Curriculum
 from data import (SOURCES, Mixture, Tokenizer, World, held_out_overlap, load_manifest, load_tokenizer,
                   one_line_parser, read_json_lines, refuse, require, sha256, train_bpe, write_atomically,
-                  write_corpus)
+                  write_corpus, write_json_lines)
 from ema import EMA
 from model import (GPT, GPTConfig, add_lora, load_checkpoint, load_gpt2, merge_lora, model_from_checkpoint,
                    save_checkpoint)
@@ -298,7 +297,7 @@ def train(job, line=0):
     parts = {"model": model, **optimizers}                     # what a checkpoint holds the state of
     if arm.ema_alpha:
         parts["ema"] = EMA(model, arm.ema_alpha, arm.ema_every, arm.shadow)
-    first, rows, losses, tokens = resume(job, parts, mixture.sources)
+    first, rows, losses, tokens = resume(job, parts, mixture.sources, tok)
     forward = torch.compile(model, mode=s.compile) if s.compile else model
     if world > 1:
         forward = DistributedDataParallel(forward)
@@ -317,7 +316,7 @@ def train(job, line=0):
         if step == job.steps or (step > first and step % s.checkpoint_every == 0):
             save(job, tok, step, rows, losses, tokens, parts)
         if rank == 0 and (measure_now or step == job.steps):   # the last row after the last checkpoint
-            write_lines(job.log, rows)
+            write_json_lines(job.log, rows)
         if step == job.steps:
             bar.close()
             return rows
@@ -563,13 +562,13 @@ def check_tokenizer(path, ckpt, tok):
             "what it makes the corpora from, has changed since. Choose another --name")
 
 
-def resume(job, parts, sources):
+def resume(job, parts, sources, tok):
     """Loads the state of all parts from the job's checkpoint. Returns the step to go on from, the rows, the
     losses since the last of them, and {source: tokens seen}."""
     if not job.path.exists():
         return 0, [], [], dict.fromkeys(sources, 0)
     ckpt = load_checkpoint(job.path)
-    check_tokenizer(job.path, ckpt, load_tokenizer(job.data))
+    check_tokenizer(job.path, ckpt, tok)
     for name, part in parts.items():
         part.load_state_dict(ckpt[name])
     return ckpt["step"], ckpt["rows"], list(ckpt["losses"].to(job.settings.device)), ckpt["tokens"]
@@ -585,11 +584,6 @@ def save(job, tok, step, rows, losses, tokens, parts):
             "config": asdict(parts["model"].config), "tokenizer": tok.to_json(),
             "step": step, "rows": rows, "losses": seen, "tokens": tokens,
             **{name: part.state_dict() for name, part in parts.items()}})
-
-
-def write_lines(path, rows):
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    write_atomically(path, lambda part: part.write_text(text))
 
 
 # Settings that do not change what is trained (paths: contents() says what lies there), or not a base.

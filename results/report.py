@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from bench import copain_chance
-from data import COPAIN_TASKS, one_line_parser, read_json_lines, refuse, require, write_atomically
+from data import (COPAIN_TASKS, one_line_parser, read_json_lines, refuse, require, write_atomically,
+                  write_json_lines)
 
 
 # ----------------------------------------------------------------------------------------- the log of a study
@@ -81,9 +82,8 @@ class Log:
 def write_study(folder, rows, info):
     """Writes the log of a study, and what the report has to know of it besides."""
     info |= {key + "s": list(dict.fromkeys(row[key] for row in rows)) for key in ("machine", "commit")}
-    log = "".join(json.dumps(row) + "\n" for row in rows)
     folder.mkdir(exist_ok=True)
-    write_atomically(folder / "metrics.jsonl", lambda path: path.write_text(log))
+    write_json_lines(folder / "metrics.jsonl", rows)
     write_atomically(folder / "settings.json", lambda path: path.write_text(json.dumps(info, indent=1)))
 
 
