@@ -321,6 +321,11 @@ def perplexity(model, ids, n_blocks=128, block_size=None):
     return math.exp(min(sum(losses) / n, 700))
 
 
+def tokens_per_word(tok, ids):
+    """To compare tokenizers: perplexity per word is perplexity per token to this power. Spaces end words."""
+    return len(ids) / len(tok.decode(np.asarray(ids).tolist()).split())
+
+
 def parameter_shift(model, base):
     """How far the weights are from `base`, {name: tensor}. shift_l2 is the mean over the parameter tensors of
     the L2 norm of theta - theta_base, as in the paper's release; shift_embeddings and shift_blocks are that
@@ -395,8 +400,11 @@ class Benchmark:
 def evaluate(model, benchmark, validation, before, n_blocks=128, full=True):
     """A row of the log: perplexities on validation {name: ids}, the benchmark, the shift from `before`."""
     with torch.autocast(next(model.parameters()).device.type, enabled=False):  # in bfloat16, choices tie
-        row = {f"ppl_{name}": perplexity(model, ids, n_blocks, benchmark.block_size)
-               for name, ids in validation.items()}
+        row = {}
+        for name, ids in validation.items():
+            row[f"ppl_{name}"] = perplexity(model, ids, n_blocks, benchmark.block_size)
+            length = tokens_per_word(benchmark.tok, ids[:n_blocks * benchmark.block_size])
+            row[f"ppl_word_{name}"] = math.exp(min(length * math.log(row[f"ppl_{name}"]), 700))
         row |= benchmark(model, full)
     return row | parameter_shift(model, before)
 

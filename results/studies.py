@@ -61,10 +61,12 @@ SCHEDULES |= {  # of the learning rate: what differs from Settings, where the ra
     "at-40":    dict(warmup=0.01, lr_until=0.4, lr_floor=0.05),
     "paper":    dict(warmup=0.1, lr_until=1.0, lr_floor=0.033),
 }
-BASES |= {  # what differs from main's base, which has seen 0.7% of a language with 40% cognates
+BASES |= {  # what differs from main's base, which has seen 0.3% of the target language, and whose tokenizer
+    # has seen English alone
+    "joint":    dict(tokenizer="joint", vocab_size=2048),  # every word of all languages is one token
+    "seen-0":   dict(base_curriculum="english=rest"),
     "seen-0.1": dict(base_curriculum="english=rest target=constant(0.001)"),
-    "seen-0.3": dict(base_curriculum="english=rest target=constant(0.003)"),
-    "seen-5":   dict(base_curriculum="english=rest target=constant(0.05)"),
+    "seen-3":   dict(base_curriculum="english=rest target=constant(0.03)"),
     "seen-20":  dict(base_curriculum="english=rest target=constant(0.2)"),
     "small":    dict(n_embd=96),
     "large":    dict(n_embd=256),
@@ -74,10 +76,12 @@ for name in MAIN:
         ARMS[f"{name}-{schedule}"] = replace(ARMS[name], schedule=schedule)
     for scale in (0.1, 0.2, 0.5, 2):
         ARMS[f"{name}-lr-{scale}"] = replace(ARMS[name], lr_scale=scale)
-    for base in ("small", "large"):
+    for base in ("small", "large", "joint"):
         ARMS[f"{base}-{name}"] = replace(ARMS[name], base=base)
-for base in BASES:  # "seen-5" is target from that base, "seen-5+english" target+english
-    if base:
+    for scale in (0.2, 0.5):
+        ARMS[f"joint-{name}-lr-{scale}"] = replace(ARMS[name], base="joint", lr_scale=scale)
+for base in BASES:  # "seen-3" is target from that base, "seen-3+english" target+english
+    if base.startswith("seen"):
         ARMS[base] = Arm(TARGET, base=base)
         ARMS[f"{base}+english"] = Arm(REPLAY, base=base)
         ARMS[f"{base}-lr-0.1"] = Arm(TARGET, base=base, lr_scale=0.1)
@@ -129,7 +133,7 @@ AVERAGES = ("target target+english ema low-lr ema-0.8 target-lr-0.2 ema-every-10
             "flipped-ema target-lr-0.5").split()
 LIMITS = ("target target+english lora-1 lora-4 lora-16 lora-64 lora-16+wte l2-1 l2-10 frozen-attention "
           "frozen-blocks").split()
-SEEN = ["seen-0.1", "seen-0.3", "target", "seen-5", "seen-20"]  # the weakest base in the language first
+SEEN = ["seen-0", "seen-0.1", "target", "seen-3", "seen-20"]  # the weakest base in the language first
 SIZES = {"small-": 96, "": 128, "large-": 256}                      # n_embd
 STUDIES |= {
     "main": Study(
@@ -142,9 +146,17 @@ STUDIES |= {
         judge=[in_place(*(name + end for name in MAIN)) for end in ENDS]),
     "learning-rate": Study(
         "How much of it does the learning rate decide?",
-        [name + rate for name in MAIN[:3] for rate in RATES],
-        pairs=[(name + rate, "target" + rate) for name in MAIN[1:3] for rate in RATES],
+        [name + rate for name in MAIN for rate in RATES],
+        pairs=[(name + rate, "target" + rate) for name in MAIN[1:] for rate in RATES],
         judge_best=True, figure="target perplexity"),
+    "tokenizer": Study(
+        "Does it matter whether the new language is spelled with English pieces or has tokens of its own?",
+        [base + name + rate for base in ("", "joint-") for name in MAIN for rate in RATES[1:4]],
+        pairs=[(base + name + rate, f"{base}target{rate}") for base in ("", "joint-") for name in MAIN[1:]
+               for rate in RATES[1:4]],
+        judge=[in_place(*(base + name + rate for name in MAIN)) for base in ("", "joint-")
+               for rate in RATES[1:4]],
+        figure="target perplexity"),
     "replay-content": Study(
         "Is it English, or the few-shot-like documents in it?", CONTENT, pairs=against("target", CONTENT)),
     "replay-dose": Study(

@@ -74,13 +74,14 @@ def test_a_language_has_the_asked_share_of_cognates_and_no_other_english_word(co
 def test_prose_follows_the_word_order_of_its_language(order):
     lang = make_language("x", 0, order, 0.0)
     verbs = {lang.words[v] for v in data.VERBS.values()}
-    for sentence in "".join(data.prose(Random(i), World(), lang) for i in range(50)).split(".")[:-1]:
+    text, ends = "".join(data.prose(Random(i), World(), lang) for i in range(50)), data.SENTENCE_ENDS
+    for sentence in regex.split("|".join(map(regex.escape, sorted(ends, key=len, reverse=True))), text)[:-1]:
         place = [word in verbs for word in sentence.split()]
         assert {"SOV": place[-1], "VSO": place[0], "SVO": any(place[1:-1])}[order] and sum(place) == 1
 
 
 def test_nouns_follow_zipfs_law_and_adjectives_mostly_fit():
-    text = "".join(data.prose(Random(i), World(), ENGLISH) for i in range(3000)).replace(".", "").split()
+    text = regex.findall("[a-z]{2,}", "".join(data.prose(Random(i), World(), ENGLISH) for i in range(3000)))
     counts, animals = Counter(text), NOUNS["animal"]
     for rank in (1, 4, 15):
         assert counts[animals[rank]] / counts[animals[0]] == pytest.approx((rank + 1) ** -0.7, rel=.15)
@@ -124,17 +125,27 @@ def test_training_never_draws_a_list_of_the_reserve_in_any_order():
     assert 0.1 < share < 0.15  # an eighth
 
 
+@pytest.mark.parametrize("source", ["english-prose", "target", "third-language"])
+def test_prose_has_integers_letters_and_signs_but_nothing_that_looks_like_a_benchmark_prompt(world, source):
+    text = "\n".join(d for d in write_corpus(world, source, 3000, 0) if "\n" not in d)
+    for looks in (r" \d+ [a-z]{2}", r" [a-z] [a-z]{2}", *map(regex.escape, data.SENTENCE_ENDS)):
+        assert regex.search(looks, text), looks
+    element = r" (\d+|[a-z])\b"
+    assert not regex.search(f"{element}( ?[,;|])?{element}", text)               # no two elements of a list
+    assert not regex.search(r" =>( \d+| [a-z])(;|\n|$)", text)                   # no answer
+
+
 def test_a_corpus_has_the_shares_and_the_kinds_that_its_source_asks_for(world, monkeypatch):
     monkeypatch.setitem(data.SOURCES, "x", ("english", {kind: 1 for kind in data.DOCUMENT_KINDS}))
     docs = write_corpus(world, "x", 2100, 0)
-    looks_like = {"prose": r"\.$", "orders": " < ", "lists": " (->|=|:|=>) "}  # labels and lists have arrows
+    looks_like = {"prose": r"\. ", "orders": " < ", "lists": r"^[^.]* (->|=|:|=>) [^.]*$"}  # or labels
     shares = {kind: np.mean([bool(regex.search(look, d)) for d in docs]) for kind, look in looks_like.items()}
     assert shares == pytest.approx({"prose": 1 / 7, "orders": 1 / 7, "lists": 3 / 7}, abs=.03)
 
 
 def test_english_prose_and_english_patterns_are_english_taken_apart(world):
     prose, patterns = (write_corpus(world, name, 300, 0) for name in ("english-prose", "english-patterns"))
-    assert all(d.endswith(".") for d in prose) and not any("." in d for d in patterns)
+    assert "\n" not in "".join(prose) and not any("." in d for d in patterns)
 
 
 WEIGHTS = {"target": 0.83, "english": 0.17}

@@ -56,7 +56,7 @@ CASES = [
     ("train.py --init none.pt", "none.pt"), ("train.py --init hostile.pt", "hostile.pt"),
     ("train.py --init folder.pt", "folder.pt"), ("train.py --init other.pt", "not a nanoCPT checkpoint"),
     (f"train.py --init {GOOD} --seeds 2", "--init gives the one base of one run"),
-    (f"train.py --init {GOOD} --cognates 0.1", "cognates is 0.1, but the base .* has 0.4: leave --cogn"),
+    (f"train.py --init {GOOD} --cognates 0.1", "cognates is 0.1, but the base .* has 0.5: leave --cogn"),
     # the other files; test_real_text.py has those of real text
     ("bench.py", "give a model"), ("bench.py none.pt", "none.pt"), ("bench.py --shwo", "--shwo"),
     ("results/report.py none", "none"),

@@ -124,12 +124,12 @@ def test_what_was_run_is_not_mixed_with_other_settings_arms_or_schedules_and_sta
 
     path, _ = study
     before = {p: p.stat().st_mtime_ns for p in (path / "runs/smoke").rglob("*.*") if p.name != ".lock"}
-    is_refused("target.pt", "lr 0.004 there, 0.001 here", "--lr", "0.001")
+    is_refused("target.pt", f"lr {train.Settings.lr} there, 0.001 here", "--lr", "0.001")
     monkeypatch.setitem(train.ARMS, "ema", dataclasses.replace(train.ARMS["ema"], ema_alpha=0.5))
     is_refused("ema.pt", "ema_alpha 0.92 there, 0.5 here")
     is_refused("ema.pt", "ema_alpha 0.92 there, 0.5 here", "--only", "target")  # its report has all
     monkeypatch.setitem(train.SCHEDULES, "", dict(lr_until=0.5))
-    is_refused(".pt", "lr_until 0.12 there, 0.5 here")
+    is_refused(".pt", f"lr_until {train.Settings.lr_until} there, 0.5 here")
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
