@@ -52,11 +52,7 @@ class Log:
         return np.array([row.get(f"curve_{key}", row.get(key)) for row in rows])
 
     def estimate(self, arm, key, step=None):
-        """The Estimate of a perplexity (by logarithms, at least 1), a shift, a gain, or a percentage."""
-        values = self(arm, key, step)
-        if "ppl" in key:
-            return Estimate.geometric(values, least=1)
-        return Estimate.of(values) if key.startswith(("shift", "gain")) else Estimate.of(values, 0, 100)
+        return Estimate.of_metric(key, self(arm, key, step))
 
     def difference(self, key, a="target+english", b="target"):
         """The Estimate of arm a - arm b at the end, paired by run; that of ratio() is of a / b."""
@@ -134,6 +130,13 @@ class Estimate:
         """The geometric mean with its interval, computed on logarithms: for ratios and perplexities."""
         e = cls.of(np.log(values), most=700)  # math.exp(710) overflows
         return cls(math.exp(e.mean), max(math.exp(e.low), least), math.exp(e.high))
+
+    @classmethod
+    def of_metric(cls, key, values):
+        """Of a perplexity (by logarithms, at least 1), a shift, a gain, or a percentage."""
+        if "ppl" in key:
+            return cls.geometric(values, least=1)
+        return cls.of(values) if key.startswith(("shift", "gain")) else cls.of(values, 0, 100)
 
     def is_gap(self):
         return self.low > 0 and self.mean >= GAP
@@ -484,7 +487,8 @@ def report_text(log, info, claims, interval):
         text.append(f"No run has finished {', '.join(arm for arm in arms if arm not in log.arms)}.")
     text += [f"Not averaged: seed {seed}, which has not finished {', '.join(missing)}."
              for seed, missing in log.unfinished.items() if missing]
-    text += ["![figure](figure.png)", ends_table(log, arms, HEADINGS),
+    text += ["![figure](figure.png)", *(["![curves](curves.png)"] if info["figure"] == "step" else []),
+             ends_table(log, arms, HEADINGS),
              f"Chance: Copain {log.chance['copain']:.1f}% by copying a random element of the list, label "
              f"task {log.chance['label_target']:.0f}%, cloze task 25%."]
     if claims:
@@ -536,7 +540,7 @@ def report(folder):
     write_atomically(folder / "summary.json", lambda path: path.write_text(summary + "\n"))
     figure = folder / "figure.png"
     try:
-        draw_figure(log, info, figure, SMOKE if smoke else headline(claims) or info["question"])
+        draw_figure(log, info, folder, SMOKE if smoke else headline(claims) or info["question"])
     except Exception as e:  # whatever it is, the table of a long study must not be lost with it
         figure = f"not drawn ({type(e).__name__}: {' '.join(str(e).split())})"
     heading = SMOKE if smoke else info["question"]
@@ -572,10 +576,11 @@ def findings(results):
 
 
 # ---------------------------------------------------------------------------------------------------- figures
+FIRST = ["ppl_target", "copain"]  # the panels of main's figure; the others are in curves.png
 PANELS = {"ppl_target": "Target perplexity", "copain": "Copain, %", "gain": "Gain from shots, points",
           "copain_restricted": "Copain, its list only, %", "label_target": "Label task (target), %",
           "label_ppl_target": "Label perplexity", "shift_l2": "L2 shift", "ppl_english": "English perplexity"}
-CHANCE = {"copain": "copying\nan element", "copain_restricted": "chance", "label_target": "chance"}
+CHANCE = {"copain": "copying an element", "copain_restricted": "chance", "label_target": "chance"}
 ARM_STYLE = {"target": ("#D55E00", "o"), "target+english": ("#0072B2", "s"), "curriculum": ("#009E73", "^"),
              "ema": ("#CC79A7", "D")}  # colours that colour-blind readers tell apart (Okabe and Ito)
 MORE_COLOURS = ["#332288", "#999933", "#882255", "#888888", "#E69F00", "#56B4E9", "#000000"]
@@ -611,8 +616,8 @@ def start_figure(log, title, notes, keys, height):
     """A figure to be read at 800 pixels of width, and [(axes, metric)]. notes: for the line below title."""
     from matplotlib.figure import Figure  # here, because only figures need it
     notes = [f"means of {len(log.seeds)} runs, base seeds {log.seeds[0]} to {log.seeds[-1]}", *notes]
-    if len(log.seeds) == 1:  # the first note is of several runs
-        notes = [f"one run, base seed {log.seeds[0]}", *notes[2:]]
+    if len(log.seeds) == 1:  # the notes are of several runs
+        notes = [f"one run, base seed {log.seeds[0]}"]
     keys = [key for key in keys if log.has(key)]
     columns = 2 if len(keys) > 3 else len(keys)
     rows = math.ceil(len(keys) / columns)
@@ -623,14 +628,15 @@ def start_figure(log, title, notes, keys, height):
     return fig, [(fig.add_subplot(rows, columns, i), key) for i, key in enumerate(keys, 1)]
 
 
-def draw_figure(log, info, path, title):
+def draw_figure(log, info, folder, title):
     """The picture that the study asks for (Study in results/studies.py). title: its message."""
     os.environ["MPLBACKEND"] = "Agg"  # before matplotlib is imported: one from Jupyter may not exist here
-    label, xs, keys = info["figure"], info["x"], ["ppl_target", "copain", "gain", "label_target"]
+    path, label, xs, keys = folder / "figure.png", info["figure"], info["x"], [*FIRST, "gain", "label_target"]
     if label == "target perplexity":
         xs, keys = {arm: log.estimate(arm, "ppl_target").mean for arm in log.arms}, keys[1:]
     if label == "step":
-        draw_curves(log, path, title)
+        draw_curves(log, path, title, FIRST)
+        draw_curves(log, folder / "curves.png", info["question"], [key for key in PANELS if key not in FIRST])
     elif xs and set(log.arms) <= set(xs) and set(info["line"]) <= set(log.arms):
         draw_along(log, path, title, keys, xs, label, info["line"])
     else:
@@ -638,66 +644,82 @@ def draw_figure(log, info, path, title):
 
 
 def draw_lines(log, path, title, notes, keys, lines, read, label, ticks=()):
-    """A panel per metric. lines: [(style, xs, an (arm, step) per x)]. read: log or log.along. label: of x."""
-    fig, panels = start_figure(log, title, ["thin: a run", *notes], keys, 2.2)
-    handles = {}
+    """A panel per metric, with means and intervals. lines: [(name, colour, marker, xs, (arm, step) of each x)].
+    read: log or log.along. label: of x. ticks: [(x, text)], or none to have them chosen."""
+    notes = [*notes, "bars: 95% intervals"]
+    fig, panels = start_figure(log, title, notes, keys, 2.2)
     for ax, key in panels:
-        for (family, colour, marker), xs, points in lines:
-            runs = np.array([read(arm, key, step) for arm, step in points])           # (points, runs)
-            means = np.exp(np.log(runs).mean(1)) if "ppl" in key else runs.mean(1)    # (points,)
-            ax.plot(xs, runs, color=colour, lw=0.6, alpha=0.5)
-            ax.plot(xs[-1], means[-1], marker, color=colour, ms=7)
-            handles[family], = ax.plot(xs, means, color=colour, marker=marker, ms=4, lw=2)
-        if ticks:
-            ax.set_xscale("symlog", linthresh=ticks[1])
-            ax.set_xticks(ticks, ticks)
-        if key in CHANCE:
-            chance = log.chance[key.removesuffix("_restricted")]
-            ax.axhline(chance, color="0.4", ls=":")
-            ax.text(1.02, chance, CHANCE[key], fontsize=9, va="center", transform=ax.get_yaxis_transform())
+        ends = []
+        for name, colour, marker, xs, points in lines:
+            found = [Estimate.of_metric(key, read(arm, key, step)) for arm, step in points]
+            means, bars = [e.mean for e in found], [(e.mean - e.low, e.high - e.mean) for e in found]
+            ax.errorbar(xs, means, np.transpose(bars), color=colour, marker=marker, ms=4, lw=2,
+                        elinewidth=0.8, label=name)
+            ends.append((means[-1], name, colour))
         ax.set(xlabel=label, yscale="log" if "ppl" in key else "linear")
         ax.set_title(PANELS[key], loc="left", fontsize=10)
+        if ticks:
+            ax.set_xticks(*zip(*ticks))
         set_ticks(ax.yaxis)
-        if not ticks:
-            set_ticks(ax.xaxis)
-    fig.legend(handles.values(), handles, loc="outside lower center", ncols=5, fontsize=9)
+        if len(panels) == 2:
+            name_lines(ax, ends)
+        if key in CHANCE:
+            ax.axhline(log.chance[key.removesuffix("_restricted")], color="0.4", ls=":")
+            ax.text(0.01, log.chance[key.removesuffix("_restricted")], CHANCE[key], fontsize=9, va="bottom",
+                    transform=ax.get_yaxis_transform())
+    if len(panels) > 2 and lines[0][0]:
+        fig.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=9)
     write_atomically(path, lambda p: fig.savefig(p, format="png"))
 
 
-def draw_curves(log, path, title):
-    """The figure of `main`: every metric along the steps, every arm in a colour of its own."""
+def name_lines(ax, ends):
+    """Writes the name of each line right of its end, and moves names apart. ends: [(y, name, colour)]."""
+    lowest = -1.0
+    for y, name, colour in sorted(ends):
+        place = ax.transAxes.inverted().transform(ax.transData.transform((0, y)))[1]
+        lowest = max(place, lowest + 0.1)
+        ax.text(1.02, lowest, name, color=colour, fontsize=10, va="center", transform=ax.transAxes)
+
+
+def draw_curves(log, path, title, keys):
+    """Metrics along the steps, every arm in a colour of its own."""
     lines = []
     for i, arm in enumerate(log.arms):
         colour, marker = ARM_STYLE.get(arm, (MORE_COLOURS[i % len(MORE_COLOURS)], "v"))
-        lines.append(((arm, colour, marker), log.steps, [(arm, step) for step in log.steps]))
-    notes = ["of the same third of the items at every step"] if log.is_old else []
-    ticks = [0, 1, *(10 ** k for k in range(1, 6) if 2 * 10 ** k < log.last), log.last]
-    draw_lines(log, path, title, notes, PANELS, lines, log.along, "step", ticks)
+        xs = [math.log10(1 + step) for step in log.steps]  # step 0 has a place on this axis
+        lines.append((arm, colour, marker, xs, [(arm, step) for step in log.steps]))
+    shown = [0, 1, *(10 ** k for k in range(1, 6) if 2 * 10 ** k < log.last), log.last]
+    ticks = [(math.log10(1 + step), f"{step}") for step in shown]
+    draw_lines(log, path, title, [], keys, lines, log.along, "step", ticks)
 
 
 def draw_along(log, path, title, keys, xs, label, joined):
-    """Ends of arms along xs, {arm: x}. A line joins the arms in `joined`; without any, those of a family."""
-    styles, notes = arm_styles(log), [] if joined else ["large marker: the last in the table"]
-    groups = [(("mean of the runs", "0.6", ""), joined), *((styles[arm], [arm]) for arm in log.arms)]
-    if not joined:
-        groups = [(style, [arm for arm in log.arms if styles[arm] == style])
-                  for style in dict.fromkeys(styles.values())]
-    lines = [(style, [xs[arm] for arm in arms], [(arm, log.last) for arm in arms]) for style, arms in groups]
-    draw_lines(log, path, title, notes, keys, lines, log, label, [xs[arm] for arm in joined])
+    """Ends of arms along xs, {arm: x}. A line joins the arms in `joined`, at equal distances; the others, at
+    the right, are named. Without any, a line joins those of a family."""
+    styles, lines, ticks, end = arm_styles(log), [], [], log.last
+    if joined:
+        others = [arm for arm in log.arms if arm not in joined]
+        ticks = list(enumerate([*(f"{xs[arm]:g}" for arm in joined), *others]))
+        lines.append(("", "#0072B2", "o", list(range(len(joined))), [(arm, end) for arm in joined]))
+        for i, arm in enumerate(others, len(joined)):
+            lines.append(("", "#D55E00", "s", [i], [(arm, end)]))
+        return draw_lines(log, path, title, [], keys, lines, log, label, ticks)
+    for name, colour, marker in dict.fromkeys(styles.values()):
+        arms = [arm for arm in log.arms if styles[arm] == (name, colour, marker)]
+        lines.append((name, colour, marker, [xs[arm] for arm in arms], [(arm, end) for arm in arms]))
+    draw_lines(log, path, title, [], keys, lines, log, label)
 
 
 def draw_ends(log, path, title):
     """The figure of the other studies: an arm a row, with its interval."""
     keys, n = ["ppl_target", "copain", "label_target"], len(log.arms)
-    notes = ["bars: 95% t intervals; ticks: runs", "hollow: gain from shots, points"]
+    notes = ["bars: 95% t intervals; ticks: runs"]
     fig, panels = start_figure(log, title, notes, keys, 0.7 + 0.24 * n)
     for ax, key in panels:
         for i, (arm, (_, colour, marker)) in enumerate(arm_styles(log).items()):
             runs, e = log(arm, key), log.estimate(arm, key)
             ax.plot(runs, np.full(len(runs), i), "|", color="0.4")
             ax.plot([e.low, e.mean, e.high], [i, i, i], color=colour, marker=marker, markevery=[1])
-            if key == "copain":
-                ax.plot(log.estimate(arm, "gain").mean, i + 0.3, marker, color=colour, mfc="w", ms=5)
         if key in CHANCE:
             ax.vlines(log.chance[key], -0.5, n - 0.5, color="0.4", ls=":")
             ax.text(log.chance[key], n - 0.4, CHANCE[key], fontsize=9, ha="center", va="top")

@@ -166,8 +166,8 @@ STUDIES |= {
         "The same English at another time, and in longer or shorter windows: what does it take?",
         PLACES, pairs=[*against("target", PLACES), ("curriculum", "middle"), ("curriculum", "last"),
                        ("spread", "curriculum")],
-        figure="English in the first ... % of the steps\n(right of 10: as much of it, at another time)",
-        x=WINDOWS | {"middle": 12, "last": 14.4, "spread": 17.3}, line=list(WINDOWS)),
+        figure="English in the first ... % of the steps; orange: as much as 10, at another time",
+        x=WINDOWS | dict.fromkeys(["middle", "last", "spread"], 10), line=list(WINDOWS)),
     "averaging": Study(
         "Does an EMA of the weights do anything that a smaller learning rate does not?", AVERAGES,
         pairs=[*against("target", AVERAGES), ("ema", "low-lr"), ("ema-0.8", "target-lr-0.2"),

@@ -68,7 +68,7 @@ def step_times(s, name, folder=""):
     train.make_model = lambda job, tok: (model, base)
     train.save = train.write_json_lines = lambda *args: None
     train.progress_bar = lambda *args: train.tqdm(disable=True)
-    train.Job.evaluate_at = lambda job: () if folder or s.n_layer > 2 else (1, 2)
+    train.Job.evaluate_at = lambda job: () if folder or s.n_layer > 3 else (1, 2)
     watch(train, "measure", "evaluation")
     watch(train.Mixture, "batch", "data")
     watch(torch.Tensor, "backward", "backward", before="forward")
@@ -94,7 +94,7 @@ def main():
     for name in ("nanogpt", "compile", "dtype"):
         parser.add_argument(f"--{name}", default="")
     flags = parser.parse_args()
-    on_gpu, sizes = torch.cuda.is_available(), dict(vocab_size=880, steps=60, base_steps=60)
+    on_gpu, sizes = torch.cuda.is_available(), dict(vocab_size=540, steps=60, base_steps=60)
     os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
     if flags.big:
         sizes = dict(vocab_size=50304, block_size=1024, n_layer=12, n_head=12, n_embd=768,
