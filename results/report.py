@@ -39,20 +39,17 @@ class Log:
         self.of_run, self.runs = "", f"means over {len(self.seeds)} runs"
         if len(self.seeds) == 1:  # which is no measure of chance
             self.of_run, self.runs = " in this run", "one run"
-        self.is_old = any("curve_copain" in row for row in rows)
 
     def __call__(self, arm, key, step=None):
         step = self.last if step is None else step
         return np.array([self.rows[arm, seed, step][key] for seed in self.seeds])
 
-    def along(self, arm, key, step):
-        """log(arm, key, step), from the items that are asked at every step."""
-        # Old logs asked fewer items along the way: `curve_...`. Goes, with is_old, when old results go.
-        rows = [self.rows[arm, seed, step] for seed in self.seeds]
-        return np.array([row.get(f"curve_{key}", row.get(key)) for row in rows])
-
     def estimate(self, arm, key, step=None):
-        return Estimate.of_metric(key, self(arm, key, step))
+        """The Estimate of a perplexity (by logarithms, at least 1), a shift, a gain, or a percentage."""
+        values = self(arm, key, step)
+        if "ppl" in key:
+            return Estimate.geometric(values, least=1)
+        return Estimate.of(values) if key.startswith(("shift", "gain")) else Estimate.of(values, 0, 100)
 
     def difference(self, key, a="target+english", b="target"):
         """The Estimate of arm a - arm b at the end, paired by run; that of ratio() is of a / b."""
@@ -131,13 +128,6 @@ class Estimate:
         e = cls.of(np.log(values), most=700)  # math.exp(710) overflows
         return cls(math.exp(e.mean), max(math.exp(e.low), least), math.exp(e.high))
 
-    @classmethod
-    def of_metric(cls, key, values):
-        """Of a perplexity (by logarithms, at least 1), a shift, a gain, or a percentage."""
-        if "ppl" in key:
-            return cls.geometric(values, least=1)
-        return cls.of(values) if key.startswith(("shift", "gain")) else cls.of(values, 0, 100)
-
     def is_gap(self):
         return self.low > 0 and self.mean >= GAP
 
@@ -173,8 +163,8 @@ def grade(all_of, any_of):
 
 def at_perplexity(log, arm, key, levels):
     """A metric of each run where its target perplexity first falls to its level. levels: one per run."""
-    values = np.array([log.along(arm, key, step) for step in log.steps])            # (steps, runs)
-    ppl = np.log([log.along(arm, "ppl_target", step) for step in log.steps])
+    values = np.array([log(arm, key, step) for step in log.steps])            # (steps, runs)
+    ppl = np.log([log(arm, "ppl_target", step) for step in log.steps])
     lowest, found = np.minimum.accumulate(ppl), []                                  # it never rises
     for run, level in enumerate(levels):  # np.interp wants rising x: from the last step to the first
         found.append(np.interp(math.log(level), lowest[::-1, run], values[::-1, run]))
@@ -199,16 +189,17 @@ def judge_c2(log):
     base = log.estimate("target", "gain", 0)
     if base.low <= 0:
         return "inconclusive", f"the base has no ICL to lose: its gain from shots is {base.text()} points"
-    early = [log.along("target", "copain", step) for step in log.steps if 0 < step <= max(1, log.last / 10)]
-    worst = Estimate.of(100 * np.min(early, axis=0) / log.along("target", "copain", 0), least=0)
+    early = [log("target", "copain", step) for step in log.steps if 0 < step <= max(1, log.last / 10)]
+    worst = Estimate.of(100 * np.min(early, axis=0) / log("target", "copain", 0), least=0)
     gaps = {name: log.difference(key) for key, name in ABILITY.items()}
     conditions = [worst.high < 100 * COLLAPSE, *(gap.is_gap() for gap in gaps.values())]
     half_way = np.sqrt(log("target", "ppl_target", 0) * log("target", "ppl_target"))
-    half = at_perplexity(log, "target", "copain", half_way) / log.along("target", "copain", 0)
-    points = ", ".join(f"{name} {gap.text()}" for name, gap in gaps.items())
+    half = at_perplexity(log, "target", "copain", half_way) / log("target", "copain", 0)
+    points = "; ".join(f"{name} with - without English {gap.text()} points" for name, gap in gaps.items())
     return grade(conditions, conditions), (
-        f"lowest early Copain without English {worst.text(0)}% of the base's (when half of the language is "
-        f"learned: {Estimate.of(100 * half).text(0)}%); at the end, with - without: {points} points")
+        f"{points}; without English, Copain in % of the base's is "
+        f"{worst.text(0)} at its lowest early on, {Estimate.of(100 * half).text(0)} when half of the "
+        "language is learned")
 
 
 def judge_c3(log):
@@ -216,20 +207,21 @@ def judge_c3(log):
     conditions = [end.is_gap(), ppl.low > 1 and ppl.mean >= LABEL_RATIO]
     before, without = log.estimate("target", "label_target", 0), log.estimate("target", "label_target")
     return grade(conditions, conditions), (
-        f"label perplexity without / with {ppl.text(2)}; accuracy with - without {end.text()} points (base "
-        f"{before.mean:.0f}%, without {without.mean:.0f}%)")
+        f"label task with - without English: {end.text()} points; label perplexity without / with "
+        f"{ppl.text(2)}; accuracy of the base {before.mean:.0f}%, without {without.mean:.0f}%, chance "
+        f"{log.chance['label_target']:.0f}%")
 
 
 def judge_c4(log):
     early = min(step for step in log.steps if step >= log.last / 10)
     first, final = (Estimate.of(log("target", "shift_l2", step) / log("target+english", "shift_l2", step))
                     for step in (early, log.last))
-    slower = np.maximum(*(log.along(arm, "ppl_target", log.last) for arm in T_TE))  # what both arms reach
+    slower = np.maximum(*(log(arm, "ppl_target", log.last) for arm in T_TE))  # what both arms reach
     equal = np.divide(*(at_perplexity(log, arm, "shift_l2", slower) for arm in T_TE))
     further = first.low > 1 and final.low > 1
     return grade([further, min(first.mean, final.mean) >= SHIFT_RATIO], [further]), (
-        f"L2 shift without / with English {first.text(2)} at step {early}, {final.text(2)} at the end, "
-        f"{Estimate.of(equal).text(2)} at equal perplexity")
+        f"L2 shift without / with English {final.text(2)}; at step {early} {first.text(2)}; at equal "
+        f"perplexity {Estimate.of(equal).text(2)}")
 
 
 def judge_repair(log, arm):
@@ -240,7 +232,7 @@ def judge_repair(log, arm):
         if english and english.is_gap():
             gain = log.difference(key, arm)
             shares[key] = gain.mean / english.mean if gain.low > 0 else 0
-            texts.append(f"{name} {gain.text()}, {gain.mean / english.mean:.0%}")
+            texts.append(f"{name} {gain.text()} points, {gain.mean / english.mean:.0%} of the gap")
     if not shares:
         return "inconclusive", "English made no difference that could be recovered"
     ppl = log.ratio("ppl_target", arm)
@@ -248,10 +240,9 @@ def judge_repair(log, arm):
     for word, keys in (("ICL kept", ABILITY), ("task emerged", TASK)):
         if all(log.has(key) for key in keys):
             found[word] = min(shares.get(key, 0) for key in keys) >= RECOVERED
-    words = ", ".join(f"{word}: {'yes' if holds else 'no'}" for word, holds in found.items())
-    return grade(found.values(), [max(shares.values()) >= 0.5]), (
-        f"{words}; points gained, share of the gap: {'; '.join(texts)}; perplexity {arm} / with English "
-        f"{ppl.text(3)}")
+    texts.append(f"perplexity {arm} / with English {ppl.text(3)}")
+    parts = ", ".join(f"{word}: {'yes' if holds else 'no'}" for word, holds in found.items())
+    return grade(found.values(), [max(shares.values()) >= 0.5]), "; ".join(texts), parts
 
 
 def judge_c7(log):
@@ -317,19 +308,21 @@ CLAIMS = [
 
 
 def verdicts(log, study="main"):
-    """A dict per claim of a study: id, claim, criterion, verdict, number. Without its arms it is not run."""
+    """A dict per claim of a study: id, claim, criterion, verdict, parts, number. parts: of a verdict that one
+    word would hide. The number up to the first semicolon is the main one. Without its arms it is not run."""
     found = []
     for claim in [claim for claim in CLAIMS if claim.study == study]:
         missing = [arm for arm in claim.arms if arm not in log.arms]
         if claim.id in ("C3", "C8") and not log.has("label_target") and not missing:
             missing = ["no task in the target language"]
-        verdict, number = "not run", f"missing: {', '.join(missing)}"
+        number = f"missing: {', '.join(missing)}" if log.arms else "the study has not been run"
+        verdict, parts = "not run", []
         if not missing:
-            verdict, number = claim.judge(log)
+            verdict, number, *parts = claim.judge(log)
             if len(log.seeds) == 2:  # their t interval is too wide to tell "no" from "unknown"
                 verdict, number = "inconclusive", f"two runs settle nothing; {number}"
         found.append({"id": claim.id, "claim": claim.text, "criterion": claim.criterion, "verdict": verdict,
-                      "number": number})
+                      "parts": ", ".join(parts), "number": number})
     return found
 
 
@@ -342,7 +335,8 @@ def headline(claims):
         return ""
     same = ": same perplexity, but" if "C1" in holds else ","
     text = f"Without English{same} in-context learning collapses"
-    remedies = [name for claim, name in (("C5", "a curriculum"), ("C6", "an EMA")) if claim in holds]
+    kept = {v["id"] for v in claims if "language learned: yes, ICL kept: yes" in v["parts"]}
+    remedies = [name for claim, name in (("C5", "a curriculum"), ("C6", "an EMA")) if claim in kept]
     return f"{text}; {' or '.join(remedies)} prevents it" if remedies else text
 
 
@@ -395,7 +389,7 @@ def markdown(heading, rows):
 
 def claims_table(claims, columns, of_run):
     """Claims as verdicts() gives them. columns: {field of a claim: title}; of_run: Log.of_run."""
-    shown = [v | {"verdict": f"**{v['verdict']}{of_run}**"} for v in claims]
+    shown = [v | {"verdict": f"**{v['verdict']}{of_run}**{v['parts'] and ': ' + v['parts']}"} for v in claims]
     return markdown(list(columns.values()), [[v[field] for field in columns] for v in shown])
 
 
@@ -455,7 +449,7 @@ def rules_table(log, arms):
 def steps_table(log):
     """Copain and the label task at every step that was evaluated."""
     keys = [key for key in ("copain", "label_target") if log.has(key)]
-    rows = [[arm, *(percents(log.along, keys, arm, step) for step in log.steps)] for arm in log.arms]
+    rows = [[arm, *(percents(log, keys, arm, step) for step in log.steps)] for arm in log.arms]
     return markdown(["arm", *map(str, log.steps)], rows)
 
 
@@ -515,8 +509,6 @@ def report_text(log, info, claims, interval):
              "a rule that no training document uses; chance 33%.", ends_table(log, arms, CONTROLS),
              "## Rule by rule", f"Percent right with three shots / without, {log.runs}.",
              rules_table(log, arms), "## Copain and the label task along the way"]
-    if log.is_old:
-        text.append("Of the same third of the items at every step; elsewhere: of all.")
     return "\n\n".join([*text, steps_table(log), "## Arms and settings",
                         f"```json\n{json.dumps({'arms': arms, **info['settings']}, indent=1)}\n```\n"])
 
@@ -545,8 +537,8 @@ def report(folder):
         figure = f"not drawn ({type(e).__name__}: {' '.join(str(e).split())})"
     heading = SMOKE if smoke else info["question"]
     parts = [heading, ends_table(log, info["arms"], HEADINGS, 7), log.runs + interval]
-    found = [f"{v['id']} {v['verdict'] + log.of_run:>14}: {v['claim']} ({v['number']})" for v in claims
-             if v["verdict"] != "not run"]
+    found = [f"{v['id']} {v['verdict'] + log.of_run:>14}: {v['claim']} ({v['parts']}{v['parts'] and '; '}"
+             f"{v['number']})" for v in claims if v["verdict"] != "not run"]
     if found and not smoke:
         parts.append("\n".join(found))
     parts.append(f"report: {folder / 'report.md'}\nfigure: {figure}")
@@ -556,7 +548,7 @@ def report(folder):
 
 
 def findings(results):
-    """Claims and verdicts of all studies in a folder (for README), then comparisons (results/README.md)."""
+    """Claims and verdicts of all studies in a folder, in short (for README) and in full, then comparisons."""
     logs, claims, parts = {}, [], []
     for path in sorted(Path(results).glob("*/metrics.jsonl")):
         log, info = read_study(path.parent)
@@ -570,9 +562,11 @@ def findings(results):
         log = logs.get(study, Log([]))
         runs = {0: study, 1: f"{study}, 1 run"}.get(len(log.seeds), f"{study}, {len(log.seeds)} runs")
         claims += [v | {"study": runs, "verdict": v["verdict"] + log.of_run} for v in verdicts(log, study)]
-    table = claims_table(claims, {"id": "", "claim": "claim", "verdict": "verdict",
-                                  "number": "measured, mean [95% interval over runs]", "study": "study"}, "")
-    return "\n\n".join([table, *parts])
+    short = [v | {"claim": f"{v['id']} {v['claim']}", "number": v["number"].split(";")[0]} for v in claims]
+    columns = {"claim": "claim", "verdict": "verdict", "number": "mean [95% interval over runs]",
+               "study": "study"}
+    return "\n\n".join([claims_table(short, columns, ""), "In full:",
+                        claims_table(claims, {"id": ""} | columns, ""), *parts])
 
 
 # ---------------------------------------------------------------------------------------------------- figures
@@ -643,15 +637,15 @@ def draw_figure(log, info, folder, title):
         draw_ends(log, path, title)
 
 
-def draw_lines(log, path, title, notes, keys, lines, read, label, ticks=()):
-    """A panel per metric, with means and intervals. lines: [(name, colour, marker, xs, (arm, step) of each x)].
-    read: log or log.along. label: of x. ticks: [(x, text)], or none to have them chosen."""
+def draw_lines(log, path, title, notes, keys, lines, label, ticks=()):
+    """A panel per metric, with means and intervals. lines: [(name, colour, marker, xs, (arm, step) of every
+    x)]. label: of x. ticks: [(x, text)], or none to have them chosen."""
     notes = [*notes, "bars: 95% intervals"]
     fig, panels = start_figure(log, title, notes, keys, 2.2)
     for ax, key in panels:
         ends = []
         for name, colour, marker, xs, points in lines:
-            found = [Estimate.of_metric(key, read(arm, key, step)) for arm, step in points]
+            found = [log.estimate(arm, key, step) for arm, step in points]
             means, bars = [e.mean for e in found], [(e.mean - e.low, e.high - e.mean) for e in found]
             ax.errorbar(xs, means, np.transpose(bars), color=colour, marker=marker, ms=4, lw=2,
                         elinewidth=0.8, label=name)
@@ -690,7 +684,7 @@ def draw_curves(log, path, title, keys):
         lines.append((arm, colour, marker, xs, [(arm, step) for step in log.steps]))
     shown = [0, 1, *(10 ** k for k in range(1, 6) if 2 * 10 ** k < log.last), log.last]
     ticks = [(math.log10(1 + step), f"{step}") for step in shown]
-    draw_lines(log, path, title, [], keys, lines, log.along, "step", ticks)
+    draw_lines(log, path, title, [], keys, lines, "step", ticks)
 
 
 def draw_along(log, path, title, keys, xs, label, joined):
@@ -703,11 +697,11 @@ def draw_along(log, path, title, keys, xs, label, joined):
         lines.append(("", "#0072B2", "o", list(range(len(joined))), [(arm, end) for arm in joined]))
         for i, arm in enumerate(others, len(joined)):
             lines.append(("", "#D55E00", "s", [i], [(arm, end)]))
-        return draw_lines(log, path, title, [], keys, lines, log, label, ticks)
+        return draw_lines(log, path, title, [], keys, lines, label, ticks)
     for name, colour, marker in dict.fromkeys(styles.values()):
         arms = [arm for arm in log.arms if styles[arm] == (name, colour, marker)]
         lines.append((name, colour, marker, [xs[arm] for arm in arms], [(arm, end) for arm in arms]))
-    draw_lines(log, path, title, [], keys, lines, log, label)
+    draw_lines(log, path, title, [], keys, lines, label)
 
 
 def draw_ends(log, path, title):
