@@ -326,6 +326,17 @@ def verdicts(log, study="main"):
     return found
 
 
+def single_runs(log, study):
+    """{id of a claim: how many of the runs reproduce it when they are judged alone}."""
+    counts = {claim.id: 0 for claim in CLAIMS if claim.study == study}
+    for seed in log.seeds:
+        alone = copy.copy(log)
+        alone.seeds = [seed]
+        for v in verdicts(alone, study):
+            counts[v["id"]] += v["verdict"] == "reproduced"
+    return counts
+
+
 def headline(claims):
     """What a study's verdicts say, in a line; '' if there are none, or if those on `main` do not say it."""
     if len(claims) == 1:
@@ -412,6 +423,18 @@ def ends_table(log, arms, headings, most=99):
     return markdown(["arm", *(headings[key] for key in keys)], rows)
 
 
+def spread_table(log, arms):
+    """What a single run is worth: standard deviations over the runs, of perplexities in percent."""
+    keys = [key for key in ("ppl_target", "copain", "copain_restricted", "gain", "label_target",
+                            "label_ppl_target", "shift_l2") if log.has(key)]
+    rows = []
+    for name, (arm, step) in starts_and_ends(log, arms).items():
+        spreads = [100 * np.std(np.log(log(arm, key, step)), ddof=1) if "ppl" in key
+                   else np.std(log(arm, key, step), ddof=1) for key in keys]
+        rows.append([name, *(f"{x:.1f}%" if "ppl" in key else f"{x:.1f}" for key, x in zip(keys, spreads))])
+    return markdown(["arm", *keys], rows)
+
+
 def pairs_table(log, pairs):
     """Arm against arm at the end. Against a variant of `target`, also the share of English's gain."""
     points, ratios, shares = ([key for key in keys if log.has(key)] for keys in (POINTS, RATIOS, SHARES))
@@ -491,6 +514,12 @@ def report_text(log, info, claims, interval):
                  "target+english, t the arm target. With several runs, above, below and within hold for the "
                  "whole 95% interval, paired by run; a size, such as 10 points, is that of the mean.",
                  claims_table(claims, with_criterion, log.of_run)]
+    if len(log.seeds) > 2:
+        alone = "; ".join(f"{claim} {n}" for claim, n in single_runs(log, info["study"]).items())
+        text += ["## What a single run is worth", "Standard deviation over the runs, of perplexities in "
+                 "percent:", spread_table(log, arms)]
+        if claims:
+            text.append(f"Runs of {len(log.seeds)} that reproduce a claim if they are judged alone: {alone}.")
     for title, chosen in variants(log, info).items():
         judged, these = info["study"] if claims else "main", log.renamed(chosen)
         if not these.arms:  # they were not run

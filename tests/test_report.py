@@ -240,3 +240,16 @@ def test_a_damaged_file_is_one_line(tmp_path, name, text, words):
     with pytest.raises(ValueError, match=words) as e:
         report.report(folder)
     assert str(folder) in str(e.value) and "rerun" in str(e.value) and "\n" not in str(e.value)
+
+
+def test_a_report_tells_what_a_single_run_is_worth(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "draw_figure", None)
+    rows = rows_of(TWO)
+    for row in rows[:9]:  # of target
+        if row["seed"] == 2 and row["step"] == 100:  # this run shows no effect
+            row.update(copain=84.0, copain_restricted=85.0)
+    folder = write_study(tmp_path / "main", rows)
+    report.report(folder)
+    text = (folder / "report.md").read_text()
+    assert "Runs of 3 that reproduce a claim if they are judged alone: C1 3; C2 2; C3 3;" in text
+    assert f"| target         | 0.2%       | {np.std([20, 20, 84], ddof=1):.1f} " in text
