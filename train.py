@@ -124,7 +124,7 @@ class Settings:
     n_embd: int = setting(128, "channels", 1)
     block_size: int = setting(64, "tokens in a row, the longest context", 1)
     # pretraining of the base: Muon for the matrices of the blocks, AdamW for the rest
-    base_steps: int = setting(2400, "steps of the pretraining", 1, 10 ** 6)
+    base_steps: int = setting(3200, "steps of the pretraining", 1, 10 ** 6)
     base_batch_size: int = setting(32, "rows in a batch of the pretraining", 1)
     base_curriculum: str = setting("english=rest target=constant(0.003)", "mixture of the pretraining")
     muon_lr: float = setting(0.02, "peak learning rate of Muon; 0 gives its matrices to AdamW")
