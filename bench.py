@@ -321,9 +321,14 @@ def perplexity(model, ids, n_blocks=128, block_size=None):
     return math.exp(min(sum(losses) / n, 700))
 
 
-def tokens_per_word(tok, ids):
-    """To compare tokenizers: perplexity per word is perplexity per token to this power. Spaces end words."""
-    return len(ids) / len(tok.decode(np.asarray(ids).tolist()).split())
+def perplexities(model, tok, name, ids, n_blocks, block_size):
+    """{"ppl_NAME": perplexity per token, "ppl_word_NAME": per word, "ppl_byte_NAME": per byte}. The last two
+    can be compared between tokenizers. A word ends at white space."""
+    ids = np.asarray(ids[:n_blocks * block_size + 1]).tolist()
+    text, ppl = tok.decode(ids), perplexity(model, np.array(ids), n_blocks, block_size)
+    nats = len(ids) * math.log(ppl)
+    return {f"ppl_{name}": ppl, f"ppl_word_{name}": math.exp(min(nats / len(text.split()), 700)),
+            f"ppl_byte_{name}": math.exp(min(nats / len(text.encode()), 700))}
 
 
 def parameter_shift(model, base):
@@ -338,6 +343,17 @@ def parameter_shift(model, base):
     return {"shift_l2": float(shift.mean()), "shift_embeddings": float(shift[embeddings].mean()),
             "shift_blocks": float(shift[blocks].mean()),
             "shift_relative": float(np.linalg.norm(shift) / np.linalg.norm(size))}
+
+
+@torch.no_grad()
+def token_shift(model, base, english, target):
+    """How far the embeddings of tokens are from `base`, as the mean L2 norm of their change: of the tokens that
+    occur in the target's text, and of those that occur in English text alone."""
+    name = "transformer.wte.weight"
+    shift = (dict(model.named_parameters())[name] - base[name]).norm(dim=1).cpu().numpy()  # (V,)
+    in_target = np.unique(target)
+    return {"shift_target_tokens": float(shift[in_target].mean()),
+            "shift_english_tokens": float(shift[np.setdiff1d(english, in_target)].mean())}
 
 
 # -------------------------------------------- a row of the log
@@ -399,14 +415,14 @@ class Benchmark:
 
 def evaluate(model, benchmark, validation, before, n_blocks=128, full=True):
     """A row of the log: perplexities on validation {name: ids}, the benchmark, the shift from `before`."""
+    row = parameter_shift(model, before)
     with torch.autocast(next(model.parameters()).device.type, enabled=False):  # in bfloat16, choices tie
-        row = {}
         for name, ids in validation.items():
-            row[f"ppl_{name}"] = perplexity(model, ids, n_blocks, benchmark.block_size)
-            length = tokens_per_word(benchmark.tok, ids[:n_blocks * benchmark.block_size])
-            row[f"ppl_word_{name}"] = math.exp(min(length * math.log(row[f"ppl_{name}"]), 700))
+            row |= perplexities(model, benchmark.tok, name, ids, n_blocks, benchmark.block_size)
         row |= benchmark(model, full)
-    return row | parameter_shift(model, before)
+    if len(validation) == 2:
+        row |= token_shift(model, before, **validation)
+    return row
 
 
 # ------------------------------------------------ command line

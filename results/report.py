@@ -372,7 +372,9 @@ HEADINGS = {  # of a report's first table; a terminal shows the first seven metr
     "label_target": "label task %", "label_ppl_target": "label ppl", "label_english": "label, English %",
     "shift_l2": "L2 shift", "cloze_target": "cloze task %", "ppl_word_target": "target ppl a word",
     "shift_relative": "relative shift",
-    "shift_embeddings": "L2, embeddings", "shift_blocks": "L2, blocks", "ppl_english": "English ppl",
+    "shift_embeddings": "L2, embeddings", "shift_blocks": "L2, blocks",
+    "shift_target_tokens": "L2, a token of the target", "shift_english_tokens": "L2, a token of English alone",
+    "ppl_english": "English ppl",
     "cloze_english": "cloze, English %", "copain_not_in_list": "not in list %",
     "copain_wrong_element": "wrong element %"}
 CONTROLS = {

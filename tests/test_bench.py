@@ -222,6 +222,23 @@ def test_parameter_shift_is_the_mean_of_the_norms_per_tensor(tiny):
     assert shift["shift_relative"] == pytest.approx(3 / norm, rel=1e-5)
 
 
+def test_perplexity_per_word_and_per_byte_share_out_the_same_nats(world, tok):
+    ids = tok.encode_documents(["a dog eats"] * 40)
+    row, nats = bench.perplexities(random_gpt(tok), tok, "x", ids, 2, 32), 65
+    text = tok.decode(ids[:65])
+    assert row["ppl_word_x"] ** len(text.split()) == pytest.approx(row["ppl_x"] ** nats, rel=1e-6)
+    assert row["ppl_byte_x"] ** len(text) == pytest.approx(row["ppl_x"] ** nats, rel=1e-6)
+
+
+def test_the_shift_of_token_embeddings_is_told_apart_by_the_texts_that_use_them(tiny):
+    before = {n: p.detach().clone() for n, p in tiny.named_parameters()}
+    with torch.no_grad():
+        tiny.transformer.wte.weight[:4, 0] += torch.tensor([1.0, 2.0, 4.0, 9.0])
+    shift = bench.token_shift(tiny, before, english=np.array([0, 1, 2]), target=np.array([1, 3, 3]))
+    assert shift["shift_target_tokens"] == pytest.approx((2 + 9) / 2)
+    assert shift["shift_english_tokens"] == pytest.approx((1 + 4) / 2)
+
+
 def test_rows_have_the_same_items_at_every_step_and_are_in_float32_under_autocast_too(world, tok):
     b, gpt = Benchmark(world, tok, 3, 9, 6, block_size=64), random_gpt(tok)
     before = {n: p.detach().clone() for n, p in gpt.named_parameters()}
