@@ -136,7 +136,7 @@ class Settings:
     lr: float = setting(3e-3, "peak learning rate of an arm", ABOVE_ZERO)
     warmup: float = setting(0.01, "share of the steps for the linear warm-up", 0, 1)
     lr_until: float = setting(0.15, "share of the steps after which the cosine has reached its floor", 0, 1)
-    lr_floor: float = setting(0.03, "floor of the learning rate, as a share of the peak", 0, 1)
+    lr_floor: float = setting(0.01, "floor of the learning rate, as a share of the peak", 0, 1)
     weight_decay: float = setting(0.1, "weight decay, on matrices only")
     grad_clip: float = setting(1.0, "largest norm of the gradient", ABOVE_ZERO)
     accumulate: int = setting(1, "parts that a batch is cut into where it does not fit into memory", 1)
