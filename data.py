@@ -16,7 +16,6 @@ Real text goes the same way, from files:
 import argparse
 import gzip
 import hashlib
-import heapq
 import io
 import json
 import os
@@ -293,23 +292,19 @@ def train_bpe(texts, vocab_size):
     histogram = Counter(word for text in texts for word in regex.findall(SPLIT, text))
     pieces = {word: [bytes([b]) for b in word.encode()] for word in histogram}
     pairs, where = Counter(), defaultdict(set)  # how often a pair occurs, and in which words
-    changed, heap = set(), []                   # the heap also holds outdated counts, which are skipped
 
     def add(word, n):
         for pair in zip(pieces[word], pieces[word][1:]):
             pairs[pair] += n
             where[pair].add(word)
-            changed.add(pair)
+            if not pairs[pair]:
+                del pairs[pair]
 
     for word, n in histogram.items():
         add(word, n)
-    while (changed or heap) and len(ranks) < vocab_size - 1:  # one id is kept for EOT
-        for pair in changed:
-            heapq.heappush(heap, (-pairs[pair], pair))
-        changed.clear()
-        n, best = heapq.heappop(heap)
-        if n == 0 or -n != pairs[best]:
-            continue
+    while pairs and len(ranks) < vocab_size - 1:  # one id is kept for EOT
+        most = max(pairs.values())
+        best = min(pair for pair, n in pairs.items() if n == most)
         ranks[best[0] + best[1]] = len(ranks)
         for word in where[best]:
             add(word, -histogram[word])
@@ -426,19 +421,25 @@ def sha256(path):
     return digest.hexdigest()
 
 
-def write_atomically(path, write):
-    """Calls write(temporary path), then renames that file to path. So path never holds half a file. Raises
+def write_file(path, write):
+    """Writes a file whole or not at all: write(file) fills a temporary one, which then takes its name. Raises
     OSError with the path and the reason, such as a full disk; path then still holds what it held before."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two processes never share it
     try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as e:  # NumPy and torch do not tell what the system said
-        raise OSError(f"{path} cannot be written ({e}): is the disk full?") from None
+    except (OSError, RuntimeError) as e:
+        cause = e if isinstance(e, OSError) else e.__context__ or e  # torch.save hides "No space left"
+        raise OSError(f"cannot write {path}: {cause}; it still holds what it held") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path, text):
+    write_file(path, lambda file: file.write(text.encode()))
 
 
 def read_lines(path, errors=None):
@@ -481,8 +482,7 @@ def read_json_lines(path, errors=None):
 
 
 def write_json_lines(path, rows):
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    write_atomically(path, lambda part: part.write_text(text))
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def load_tokenizer(spec):

@@ -12,7 +12,6 @@ hs = C / nh channels of a head, V vocabulary.
 import copy
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -173,21 +172,6 @@ def merge_lora(model):
 
 
 # ------------------------------------------------------------------------------------------------ checkpoints
-def write_file(path, write):
-    """Writes a file whole or not at all: write(file) fills a temporary one. OSError says why it failed."""
-    tmp = path.with_name(path.name + ".tmp")
-    try:
-        with open(tmp, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(tmp, path)
-    except (OSError, RuntimeError) as e:
-        tmp.unlink(missing_ok=True)
-        cause = e if isinstance(e, OSError) else e.__context__ or e  # torch.save hides "No space left"
-        raise OSError(f"cannot write {path}: {cause}; what was saved before is still there") from None
-
-
 def read_tensors(path, advice):
     """The dict in a file, on the CPU; runs no code of it. ValueError with the advice if it is damaged."""
     with open(path, "rb") as file:
@@ -209,13 +193,10 @@ def read_tensors(path, advice):
         raise ValueError(f"{path} is damaged or of another kind ({type(e).__name__}): {advice}") from None
 
 
-def save_checkpoint(path, ckpt):
-    """Writes a dict of numbers, strings and tensors. OSError if it cannot be written."""
-    write_file(Path(path), lambda file: torch.save(ckpt, file))
-
-
 def load_checkpoint(path):
     """A checkpoint of train.py: a dict on the CPU. Raises what read_tensors does."""
+    if not Path(path).exists():
+        raise ValueError(f"there is no {path}: give a .pt file under runs/, or a folder with GPT-2: {DOWNLOAD}")
     ckpt = read_tensors(Path(path), "give the .pt file of a job; if it is one, delete it to train again")
     if not {"config", "model", "job"} <= ckpt.keys():
         raise ValueError(f"{path} is not a nanoCPT checkpoint: give a .pt file that train.py wrote")
@@ -239,6 +220,7 @@ TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # stored as (in,
 MASKS = (".attn.bias", ".attn.masked_bias")  # the causal mask: some files hold it, no model needs it
 FIXED = {"model_type": "gpt2", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
          "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
+DOWNLOAD = "`hf download openai-community/gpt2 --local-dir gpt2`"
 
 
 def load_gpt2(folder):
@@ -248,8 +230,8 @@ def load_gpt2(folder):
         path = Path(folder, "pytorch_model.bin")
     for file in (config, path):
         if not file.is_file():
-            raise ValueError(f"{file} is missing: `hf download openai-community/gpt2 --local-dir gpt2`. Of "
-                             "weights in several parts, save_pretrained() of transformers makes one file")
+            raise ValueError(f"{file} is missing: {DOWNLOAD}. Of weights in several parts, save_pretrained() "
+                             "of transformers makes one file")
     tensors = read_tensors(path, "download it again")
     try:
         c = json.loads(config.read_text())
@@ -284,8 +266,8 @@ def save_gpt2(model, folder):
         "architectures": ["GPT2LMHeadModel"], "activation_function": c.activation, "vocab_size": c.vocab_size,
         "n_positions": c.block_size, "n_layer": c.n_layer, "n_head": c.n_head, "n_embd": c.n_embd}
     folder.mkdir(parents=True, exist_ok=True)
-    write_file(folder / "model.safetensors", lambda file: file.write(save(tensors, {"format": "pt"})))
-    write_file(folder / "config.json", lambda file: file.write(json.dumps(config, indent=1).encode()))
+    (folder / "model.safetensors").write_bytes(save(tensors, {"format": "pt"}))
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
 
 
 if __name__ == "__main__":

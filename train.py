@@ -47,11 +47,10 @@ from tqdm import tqdm
 import bench
 from curriculum import Curriculum
 from data import (SOURCES, Mixture, Tokenizer, World, held_out_overlap, load_manifest, load_tokenizer,
-                  one_line_parser, read_json_lines, refuse, require, sha256, train_bpe, write_atomically,
-                  write_corpus, write_json_lines)
+                  one_line_parser, read_json_lines, refuse, require, sha256, train_bpe, write_corpus,
+                  write_file, write_json_lines, write_text)
 from ema import EMA
-from model import (GPT, GPTConfig, add_lora, load_checkpoint, load_gpt2, merge_lora, model_from_checkpoint,
-                   save_checkpoint)
+from model import GPT, GPTConfig, add_lora, load_checkpoint, load_gpt2, merge_lora, model_from_checkpoint
 
 
 # ------------------------------------------------------------------------------------------------------- arms
@@ -530,7 +529,7 @@ def prepare(job):
             names = {"english": ["english"], "joint": ["english", "target", "third-language"]}[s.tokenizer]
             documents = [write_corpus(world, name, min(4000, s.documents), s.seed) for name in names]
             tok = Tokenizer(train_bpe(sum(documents, []), s.vocab_size))
-        write_atomically(job.data / "tokenizer.json", lambda path: path.write_text(tok.to_json()))
+        write_text(job.data / "tokenizer.json", tok.to_json())
     tok = load_tokenizer(job.data)
     wanted = [(name, "train", s.documents, s.seed) for name in Curriculum(job.arm.curriculum).shapes]
     for name in ("english", "target"):
@@ -539,7 +538,7 @@ def prepare(job):
         file = token_file(job, name, part)
         if name in s.corpora() and not file.exists():
             documents = write_corpus(world, s.corpora()[name], n, seed)
-            write_atomically(file, tok.encode_documents(documents).tofile)
+            write_file(file, tok.encode_documents(documents).tofile)
 
 
 def open_data(job, part, sources, tok):
@@ -581,12 +580,12 @@ def save(job, tok, step, rows, losses, tokens, parts):
     """The checkpoint: what the run is, and what bench.py needs to know about it."""
     s, seen = job.settings, look_at(job, step, losses) if losses else torch.zeros(0, 2)
     if rank_and_world()[0] == 0:
-        save_checkpoint(job.path, {
-            "job": {"name": job.name, "arm": asdict(job.arm)}, "settings": asdict(s), "contents": contents(s),
-            "world": asdict(s.world()), "benchmark": s.benchmark_arguments(),
-            "config": asdict(parts["model"].config), "tokenizer": tok.to_json(),
-            "step": step, "rows": rows, "losses": seen, "tokens": tokens,
-            **{name: part.state_dict() for name, part in parts.items()}})
+        ckpt = {"job": {"name": job.name, "arm": asdict(job.arm)}, "settings": asdict(s),
+                "contents": contents(s), "world": asdict(s.world()), "benchmark": s.benchmark_arguments(),
+                "config": asdict(parts["model"].config), "tokenizer": tok.to_json(),
+                "step": step, "rows": rows, "losses": seen, "tokens": tokens,
+                **{name: part.state_dict() for name, part in parts.items()}}
+        write_file(job.path, lambda file: torch.save(ckpt, file))
 
 
 # Settings that do not change what is trained (paths: contents() says what lies there), or not a base.

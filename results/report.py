@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from bench import copain_chance
-from data import (COPAIN_TASKS, one_line_parser, read_json_lines, refuse, require, write_atomically,
-                  write_json_lines)
+from data import (COPAIN_TASKS, one_line_parser, read_json_lines, refuse, require, write_file,
+                  write_json_lines, write_text)
 
 
 # ----------------------------------------------------------------------------------------- the log of a study
@@ -84,7 +84,7 @@ def write_study(folder, rows, info):
     info |= {key + "s": list(dict.fromkeys(row[key] for row in rows)) for key in ("machine", "commit")}
     folder.mkdir(exist_ok=True)
     write_json_lines(folder / "metrics.jsonl", rows)
-    write_atomically(folder / "settings.json", lambda path: path.write_text(json.dumps(info, indent=1)))
+    write_text(folder / "settings.json", json.dumps(info, indent=1))
 
 
 def read_study(folder):
@@ -525,7 +525,7 @@ def report(folder):
     claims, smoke = verdicts(log, info["study"]), info["settings"]["preset"] == "smoke"
     interval = ": no interval, so no measure of chance" if log.of_run else " [95% t interval over runs]"
     text = report_text(log, info, claims, interval)
-    write_atomically(folder / "report.md", lambda path: path.write_text(text))
+    write_text(folder / "report.md", text)
     ends, keys = {}, [key for key in HEADINGS if log.has(key)]
     for arm in log.arms:
         ends[arm] = {}
@@ -533,7 +533,7 @@ def report(folder):
             ends[arm][key] = {name: float(f"{x:.8g}") for name, x in asdict(log.estimate(arm, key)).items()}
     summary = json.dumps({"study": info["study"], "seeds": log.seeds, "step": log.last, "claims": claims,
                           "arms": ends}, indent=1)
-    write_atomically(folder / "summary.json", lambda path: path.write_text(summary + "\n"))
+    write_text(folder / "summary.json", summary + "\n")
     figure = folder / "figure.png"
     try:
         draw_figure(log, info, figure, SMOKE if smoke else headline(claims) or info["question"])
@@ -661,7 +661,7 @@ def draw_lines(log, path, title, notes, keys, lines, read, label, ticks=()):
         if not ticks:
             set_ticks(ax.xaxis)
     fig.legend(handles.values(), handles, loc="outside lower center", ncols=5, fontsize=9)
-    write_atomically(path, lambda p: fig.savefig(p, format="png"))
+    write_file(path, lambda file: fig.savefig(file, format="png"))
 
 
 def draw_curves(log, path, title):
@@ -706,7 +706,7 @@ def draw_ends(log, path, title):
         ax.set_title(PANELS[key], loc="left", fontsize=10)
         ax.set_yticks(range(n), log.arms if key == keys[0] else [""] * n)
         set_ticks(ax.xaxis)
-    write_atomically(path, lambda p: fig.savefig(p, format="png"))
+    write_file(path, lambda file: fig.savefig(file, format="png"))
 
 
 # ----------------------------------------------------------------------------------------------- command line
