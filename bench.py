@@ -9,6 +9,7 @@ sentence has: it needs no ICL. Both are asked in the target language and in Engl
     python bench.py runs/laptop/seed3000/ema.pt  benchmarks a checkpoint
     python bench.py EMA.pt --sample "the dog"    prints documents that begin so
     python bench.py gpt2/ --copain CoPain/ --task belebele_eu.jsonl --shots 5    a model on benchmark files
+    python bench.py --hf FOLDER --copain CoPain/    any causal model that the package transformers can load
 """
 import functools
 import itertools
@@ -18,6 +19,7 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -48,10 +50,10 @@ class Item:
     shots: tuple = ()    # items, whose answers are shown
 
     def text(self, form="prompt"):
-        """What a model reads: the shots and the question. In the form `zero_shot`, the question alone. In
+        """What a model reads: the shots and the question. In the form `zero-shot`, the question alone. In
         `shuffled`, the shots have wrong answers, which teach the format and not the rule: other choices, or,
         if all have the same choices, the right answers in another order."""
-        shots = () if form == "zero_shot" else self.shots
+        shots = () if form == "zero-shot" else self.shots
         answers = [shot.answer for shot in shots]
         if form == "shuffled":
             rng = Random(self.text())
@@ -173,6 +175,13 @@ def read_choices(path, n_shots=5):
     return add_shots(path, items, n_shots)
 
 
+def read_tasks(paths, **shots):
+    """{name: items} of files of multiple choice, named after their files. shots: n_shots, or nothing."""
+    names = [Path(path).name.split(".")[0] for path in paths]
+    require(len(set(names)) == len(names), f"two files of --task have one name, of {names}: rename one")
+    return {name: read_choices(path, **shots) for name, path in zip(names, paths)}
+
+
 def occurrences(items, tok, sources, window=12, piece=1 << 20):
     """{name: how many of the items' questions occur in that source}; sources: {name: array of token ids}.
     Looked for, by a hash, are the `window` tokens in the middle of a question, or all of a shorter one."""
@@ -246,7 +255,7 @@ def by_length(model, rows):
 @torch.no_grad()
 def greedy_answers(model, tok, prompts, max_new_tokens):
     """Greedy answers to prompts (lists of token ids) up to the end of a line; None where none ends."""
-    ends = {i for token, i in tok.ranks.items() if b"\n" in token} | {tok.eot}
+    ends = tok.line_ends()
     rows, answers = [list(prompt) for prompt in prompts], [None] * len(prompts)
     for _ in range(max_new_tokens):
         unfinished = [i for i, answer in enumerate(answers) if answer is None]
@@ -273,8 +282,9 @@ def choice_logprobs(model, prompts, choices):
     rows, scores = list(fed), [[0.0] * len(some) for some in choices]
     for chunk, idx in by_length(model, rows):
         K = max(len(choices[n][k]) for i in chunk for n, k in fed[rows[i]])
-        logits = model(idx, last_only=K == 1)[0].view(len(chunk), -1, model.config.vocab_size)
-        logp = logits[:, -K:].float().log_softmax(-1).cpu().numpy()  # (B, K, V)
+        logits = model(idx, last_only=K == 1)[0]
+        logits = logits.reshape(len(chunk), -1, logits.size(-1))[:, -K:]
+        logp = logits.float().log_softmax(-1).cpu().numpy()  # (B, K, V)
         for b, i in enumerate(chunk):
             for n, k in fed[rows[i]]:
                 choice = choices[n][k]
@@ -296,17 +306,27 @@ def copain_metrics(model, tok, items, form="prompt"):
 
 
 def choice_metrics(model, tok, items, form="prompt"):
-    """(percent right, perplexity of the right choice). The likeliest choice is the model's answer; if n are
-    equally likely, a right one among them counts 1 / n. A score that is not finite is a ValueError."""
+    """The model's answer is the choice with the highest summed log-probability (`acc`, percent right), or the
+    highest per byte of its text (`acc_norm`; lm-evaluation-harness calls this acc_bytes, its acc_norm is per
+    character). Of n equal ones a right one counts 1 / n. `ppl` is the perplexity of the right choice, `items`
+    their number. A score that is not finite is a ValueError."""
     prompts, choices = zip(*[encode_item(tok, item, form) for item in items])
-    right, logprobs = [], []
+    right, right_per_byte, logprobs = [], [], []
     for item, scores in zip(items, choice_logprobs(model, prompts, choices)):
         require(np.isfinite(scores).all(),
                 f"{item.task}: a broken model scores {scores} after {item.text(form)[:60]!r}")
-        logprob = scores[item.choices.index(item.answer)]
-        right.append(1 / scores.count(logprob) if logprob == max(scores) else 0)
-        logprobs.append(logprob)
-    return 100 * float(np.mean(right)), math.exp(min(-np.mean(logprobs), 700))
+        answer = item.choices.index(item.answer)
+        per_byte = [score / len(choice.encode()) for score, choice in zip(scores, item.choices)]
+        for xs, found in ((scores, right), (per_byte, right_per_byte)):
+            found.append(1 / xs.count(xs[answer]) if xs[answer] == max(xs) else 0)
+        logprobs.append(scores[answer])
+    return {"acc": 100 * float(np.mean(right)), "acc_norm": 100 * float(np.mean(right_per_byte)),
+            "ppl": exp(-np.mean(logprobs)), "items": len(items)}
+
+
+def exp(x):
+    """math.exp, which overflows at 710, of a loss that may be larger."""
+    return math.exp(min(x, 700))
 
 
 @torch.no_grad()
@@ -318,7 +338,7 @@ def perplexity(model, ids, n_blocks=128, block_size=None):
     xy = torch.from_numpy(np.asarray(ids[:n * T + 1], dtype=np.int64)).to(device)
     x, y = xy[:-1].view(n, T), xy[1:].view(n, T)  # (n, T)
     losses = [model(xs, ys)[1].item() * len(xs) for xs, ys in zip(x.split(size), y.split(size))]
-    return math.exp(min(sum(losses) / n, 700))
+    return exp(sum(losses) / n)
 
 
 def tokens_per_word(tok, ids):
@@ -342,24 +362,28 @@ def parameter_shift(model, base):
 
 # -------------------------------------------- a row of the log
 class Benchmark:
-    """All items of a world. task: a file of multiple choice in the place of the label task. Its prompts are
-    made to fit into block_size; `lost` says what that costs (see fit). ValueError if others do not fit."""
+    """All items of a world. files: of multiple choice, in the place of the label task. Their prompts are made
+    to fit into block_size; `lost` says what that costs (see fit). ValueError if others do not fit."""
 
-    def __init__(self, world, tok, n_copain=150, n_label=300, n_cloze=200, seed=0, task="", shots=5,
+    def __init__(self, world, tok, n_copain=150, n_label=300, n_cloze=200, seed=0, files=(), shots=5,
                  block_size=1024):
         self.tok, self.block_size, languages = tok, block_size, world.languages()
         self.copain = copain_items(world, n_copain, seed=seed)
         self.held_out = copain_items(world, n_copain, seed=seed, tasks=[HELD_OUT_RULE])
         self.probes = {"recall": recall_items(n_copain, seed=seed), "held_out_restricted": self.held_out}
-        self.label, self.lost, target = {}, {}, languages["target"]
+        self.label, self.lost, target = {}, {}, languages["target"]  # label: {language: {task: items}}
         for name in ("english", "target"):
-            if n_label and not task:
-                self.label[name] = label_items(languages[name], target, n_label, seed=seed)
+            if n_label and not files:
+                self.label[name] = {"label": label_items(languages[name], target, n_label, seed=seed)}
             if n_cloze:
                 self.probes[f"cloze_{name}"] = cloze_items(languages[name], target, n_cloze, seed=seed)
-        if task:
-            self.label["target"], self.lost = fit(tok, read_choices(task, shots), block_size)
-        lists = [self.copain, *self.probes.values(), *self.label.values()]
+        if files:
+            self.label["target"] = {}
+            for name, items in read_tasks(files, n_shots=shots).items():
+                self.label["target"][name], self.lost[name] = fit(tok, items, block_size)
+        lists = [self.copain, *self.probes.values()]
+        for tasks in self.label.values():
+            lists += tasks.values()
         longest = max(longest_prompt(tok, items) for items in lists)
         require(longest <= block_size, f"the longest prompt has {longest} tokens with its answer, but "
                                        f"--block_size is {block_size}: raise it")
@@ -371,27 +395,33 @@ class Benchmark:
             copain_not_in_list, copain_wrong_element    the two kinds of errors
             copain_restricted           right where only the elements of the list compete
             five, gain                  of SHOT_RULES, and how much less it is without shots
-            label_L, label_ppl_L        label task of language L, and perplexity of the right label
+            label_L, label_ppl_L        label task of language L, and perplexity of the right label; the means
+                                        over the tasks, if there are several
             ..._zero-shot, ..._shuffled controls, see Item.text
+            NAME acc, NAME items, ...   of each file, see choice_metrics and fit
         """
         how = model, self.tok
-        row, zero = copain_metrics(*how, self.copain), copain_metrics(*how, self.copain, "zero_shot")
-        row["copain_restricted"], _ = choice_metrics(*how, self.copain)
+        row, zero = copain_metrics(*how, self.copain), copain_metrics(*how, self.copain, "zero-shot")
+        row["copain_restricted"] = choice_metrics(*how, self.copain)["acc"]
         row["copain_zero-shot"] = zero["copain"]
         row["five"] = float(np.mean([row["copain_tasks"][task] for task in SHOT_RULES]))
         row["five_zero-shot"] = float(np.mean([zero["copain_tasks"][task] for task in SHOT_RULES]))
         row["gain"] = row["five"] - row["five_zero-shot"]
         row["copain_tasks"] |= {f"{task}_zero-shot": x for task, x in zero["copain_tasks"].items()}
-        for name, items in self.label.items():
-            row[f"label_{name}"], row[f"label_ppl_{name}"] = choice_metrics(*how, items)
-            if full:
-                row[f"label_{name}_zero-shot"], _ = choice_metrics(*how, items, "zero_shot")
-                row[f"label_{name}_shuffled"], _ = choice_metrics(*how, items, "shuffled")
-        row |= {f"label_target_{what}": n for what, n in self.lost.items()}
+        for language, tasks in self.label.items():
+            scores = {task: choice_metrics(*how, items) for task, items in tasks.items()}
+            row[f"label_{language}"] = float(np.mean([score["acc"] for score in scores.values()]))
+            ppls = [score["ppl"] ** (1 / len(scores)) for score in scores.values()]
+            row[f"label_ppl_{language}"] = float(np.prod(ppls))  # the geometric mean
+            for form in ("zero-shot", "shuffled") if full else ():
+                right = [choice_metrics(*how, items, form)["acc"] for items in tasks.values()]
+                row[f"label_{language}_{form}"] = float(np.mean(right))
+            for task, lost in self.lost.items():
+                row |= {f"{task} {key}": value for key, value in (scores[task] | lost).items()}
         if not full:
             return row
         for name, items in self.probes.items():
-            row[name], _ = choice_metrics(*how, items)
+            row[name] = choice_metrics(*how, items)["acc"]
         row["held_out_rule"] = copain_metrics(*how, self.held_out)["copain"]
         row["copain_shuffled"] = copain_metrics(*how, self.copain, "shuffled")["copain"]
         return row
@@ -404,7 +434,7 @@ def evaluate(model, benchmark, validation, before, n_blocks=128, full=True):
         for name, ids in validation.items():
             row[f"ppl_{name}"] = perplexity(model, ids, n_blocks, benchmark.block_size)
             length = tokens_per_word(benchmark.tok, ids[:n_blocks * benchmark.block_size])
-            row[f"ppl_word_{name}"] = math.exp(min(length * math.log(row[f"ppl_{name}"]), 700))
+            row[f"ppl_word_{name}"] = exp(length * math.log(row[f"ppl_{name}"]))
         row |= benchmark(model, full)
     return row | parameter_shift(model, before)
 
@@ -427,18 +457,45 @@ def score_files(model, tok, copain=None, tasks=(), n_shots=None):
     if copain:
         items, lost = fit(tok, read_copain(copain, **shots), T)
         row |= copain_metrics(model, tok, items) | {f"copain {what}": n for what, n in lost.items()}
-        row["copain_restricted"], _ = choice_metrics(model, tok, items)
-    for path in tasks:
-        items, lost = fit(tok, read_choices(path, **shots), T)
-        row[f"{path} %"], row[f"{path} ppl"] = choice_metrics(model, tok, items)
-        row |= {f"{path} {what}": n for what, n in lost.items()}
+        row["copain_restricted"] = choice_metrics(model, tok, items)["acc"]
+    for name, items in read_tasks(tasks, **shots).items():
+        items, lost = fit(tok, items, T)
+        scores = choice_metrics(model, tok, items) | lost
+        row |= {f"{name} {key}": value for key, value in scores.items()}
     return row
+
+
+class HFModel(torch.nn.Module):
+    """A causal model that the package transformers loads from a folder, in float32, and its tokenizer: what
+    this file asks of a GPT and of a Tokenizer. Where no token begins a text, the one that ends it does."""
+
+    def __init__(self, folder):
+        super().__init__()
+        from transformers import AutoModelForCausalLM, AutoTokenizer  # here, because nothing else needs them
+        self.model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).float().eval()
+        self.tok = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.eot = self.tok.eos_token_id if self.tok.bos_token_id is None else self.tok.bos_token_id
+        self.config = SimpleNamespace(block_size=getattr(self.model.config, "max_position_embeddings", 2048))
+
+    def forward(self, idx, last_only=True):
+        logits = self.model(idx, use_cache=False).logits  # (B, T, V)
+        return (logits[:, -1] if last_only else logits), None
+
+    def encode(self, text):
+        return self.tok.encode(text, add_special_tokens=False)
+
+    def decode(self, ids):
+        return self.tok.decode(ids, clean_up_tokenization_spaces=False)
+
+    def line_ends(self):
+        return {i for i in range(len(self.tok)) if "\n" in self.decode([i])} | {self.tok.eos_token_id}
 
 
 def main():
     parser = one_line_parser(argument_default=None, description=__doc__)
     flag = parser.add_argument
     flag("model", nargs="?", help="a .pt file under runs/, or a folder with the files of a GPT-2")
+    flag("--hf", metavar="FOLDER", help="any causal model that the package transformers can load")
     flag("--copain", metavar="PATH", help="Copain's rows as published: a file, or a folder of tasks")
     flag("--task", metavar="FILE", action="append", default=[], help="multiple choice; may be given again")
     flag("--shots", type=int, help="examples before each question; default 3 for --copain, 5 for --task")
@@ -449,9 +506,19 @@ def main():
     sys.stdout.reconfigure(errors="replace")  # of what a terminal lacks
     if flags.show:
         return show(World())
-    require(flags.model, "give a model, or --show")
-    if Path(flags.model).is_dir():
-        ckpt, model = None, load_gpt2(flags.model)
+    require(flags.model or flags.hf, "give a model, or --show")
+    ckpt = None
+    if flags.hf:
+        require(flags.copain or flags.task, "--hf needs benchmark files, --copain or --task")
+        try:
+            model = tok = HFModel(flags.hf)
+        except Exception as e:  # of many kinds, with many lines
+            reason = " ".join(f"{type(e).__name__}: {e}".split())[:200]
+            raise ValueError(f"{flags.hf} cannot be loaded ({reason}): give a folder with a model and its "
+                             "tokenizer; pip install transformers") from None
+        print(flags.hf)
+    elif Path(flags.model).is_dir():
+        model = load_gpt2(flags.model)
         tok = load_tokenizer(flags.tokenizer or flags.model)
         require(tok.vocab_size <= model.config.vocab_size, f"{flags.model} lacks tokens of its tokenizer")
         print(flags.model)

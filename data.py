@@ -337,6 +337,10 @@ class Tokenizer:
         """The text of ids. An id without a token, as in a model's padded vocabulary, becomes U+FFFD."""
         return b"".join(self.tokens.get(int(i), b"\xff") for i in ids).decode("utf-8", "replace")
 
+    def line_ends(self):
+        """The ids that end a line of text: those of tokens with a newline, and EOT."""
+        return {i for i, token in self.tokens.items() if b"\n" in token} | {self.eot}
+
     def encode_documents(self, documents):
         """One array of ids: EOT before each document. A document that spells EOT is divided there."""
         threads = os.cpu_count()  # tiktoken leaves Python's lock, so threads use all cores
@@ -630,15 +634,6 @@ def load_manifest(folder, block_size):
         require(n > block_size, f"{folder}/{side}.bin has {n} tokens; a block needs {block_size + 1}: give "
                 "it more text (blank lines separate documents), or change --val or --block_size")
     return manifest
-
-
-def held_out_overlap(a, b):
-    """How many held-out documents of the prepared source a are trained on in b, which has its tokenizer."""
-    tok, found = load_tokenizer(a), []
-    for file in (Path(a, "val.bin"), Path(b, "train.bin")):
-        ids = np.fromfile(file, tok.dtype)
-        found.append({document.tobytes() for document in np.split(ids, np.flatnonzero(ids == tok.eot))})
-    return len(found[0] & found[1] - {b""})
 
 
 # ----------------------------------------------------------------------------------------------- command line

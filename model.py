@@ -196,7 +196,7 @@ def read_tensors(path, advice):
 def load_checkpoint(path):
     """A checkpoint of train.py: a dict on the CPU. Raises what read_tensors does."""
     if not Path(path).exists():
-        raise ValueError(f"there is no {path}: give a .pt file under runs/, or a folder with GPT-2: {DOWNLOAD}")
+        raise ValueError(f"there is no {path}: give a .pt file under runs/, or download GPT-2: {DOWNLOAD}")
     ckpt = read_tensors(Path(path), "give the .pt file of a job; if it is one, delete it to train again")
     if not {"config", "model", "job"} <= ckpt.keys():
         raise ValueError(f"{path} is not a nanoCPT checkpoint: give a .pt file that train.py wrote")

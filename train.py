@@ -19,6 +19,7 @@ of its own. At the end finish() gathers the logs, and results/report.py draws th
 """
 import contextlib
 import functools
+import json
 import math
 import multiprocessing as mp
 import os
@@ -35,7 +36,6 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from difflib import get_close_matches
-from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -46,8 +46,8 @@ from tqdm import tqdm
 
 import bench
 from curriculum import Curriculum
-from data import (SOURCES, Mixture, Tokenizer, World, held_out_overlap, load_manifest, load_tokenizer,
-                  one_line_parser, read_json_lines, refuse, require, sha256, train_bpe, write_corpus,
+from data import (SOURCES, Mixture, Tokenizer, World, load_manifest, load_tokenizer, one_line_parser,
+                  read_json_lines, refuse, require, sha256, train_bpe, write_corpus,
                   write_file, write_json_lines, write_text)
 from ema import EMA
 from model import GPT, GPTConfig, add_lora, load_checkpoint, load_gpt2, merge_lora, model_from_checkpoint
@@ -97,7 +97,8 @@ GATE = dict(gain=35.0, five=78.0, label_english=95.0, cloze_english=90.0)  # wha
 class Settings:
     """Every number of a study. A preset states what differs from these values, and a flag overrides both."""
     # the study
-    preset: str = setting("", "laptop, gpu or smoke; gpu where CUDA is found, else laptop")
+    preset: str = setting("", "laptop, gpu, text or smoke; text if --source and --init are given, else gpu "
+                          "where CUDA is found, else laptop")
     name: str = setting("", "folder of the run under runs/; the name of the preset if not given")
     study: str = setting("main", "a study of results/studies.py", choices=STUDIES)
     seeds: int = setting(1, "number of runs, base included; run i adds i to the three seeds below", 1)
@@ -108,7 +109,8 @@ class Settings:
     init: str = setting("", "start the arms from this checkpoint, or from the files of a GPT-2 in a folder")
     # real text in place of the toy languages
     source: list = setting((), "NAME=FOLDER of `data.py prepare`, repeatable; first `target`, then `english`")
-    task: str = setting("", "file of multiple choice in the target language; it replaces the label task")
+    task: list = setting((), "file of multiple choice in the target language, repeatable; the mean over them "
+                         "replaces the label task")
     shots: int = setting(5, "examples before every question of --task")
     # the world
     target_order: str = setting("SOV", "word order of the target language")
@@ -121,7 +123,8 @@ class Settings:
     n_layer: int = setting(3, "blocks", 1)
     n_head: int = setting(8, "attention heads of a block", 1)
     n_embd: int = setting(128, "channels", 1)
-    block_size: int = setting(64, "tokens in a row, the longest context", 1)
+    block_size: int = setting(64, "tokens in a row, the longest context; with --source and --init by default "
+                              "what the model takes, up to 1024", 1)
     # pretraining of the base: Muon for the matrices of the blocks, AdamW for the rest
     base_steps: int = setting(3200, "steps of the pretraining", 1, 10 ** 6)
     base_batch_size: int = setting(32, "rows in a batch of the pretraining", 1)
@@ -203,6 +206,9 @@ PRESETS = {
     "gpu": dict(documents=400_000, n_layer=8, n_head=8, n_embd=384, block_size=128, base_steps=8000,
                 base_batch_size=128, base_lr=1e-3, steps=4000, batch_size=64, lr=1e-3,
                 checkpoint_every=1000),
+    # for GPT-2's 124M on real text: the paper's schedule, and parts of 8 rows, which take 10 GB of memory
+    "text": dict(steps=2000, batch_size=64, accumulate=8, lr=2e-4, warmup=0.1, lr_until=1.0, lr_floor=0.033,
+                 validation_blocks=32, processes=1, checkpoint_every=500),
     "smoke": dict(documents=1500, n_layer=2, n_head=2, n_embd=32, base_steps=40, base_batch_size=8,
                   gate=0, steps=24, batch_size=8, copain_items=10, label_items=20,
                   validation_blocks=8, checkpoint_every=10),
@@ -500,10 +506,8 @@ def make_model(job, tok):
         ckpt = load_checkpoint(job.start)
         check_tokenizer(job.start, ckpt, tok)
         model = model_from_checkpoint(ckpt)
-    room = model.config
-    require(tok.vocab_size <= room.vocab_size and s.block_size <= room.block_size,
-            f"{job.start} takes {room.vocab_size} tokens and rows of {room.block_size}; the sources have "
-            f"{tok.vocab_size} tokens, and --block_size is {s.block_size}")
+    most = model.config.vocab_size
+    require(tok.vocab_size <= most, f"{job.start} knows {most} tokens, the sources have {tok.vocab_size}")
     base = {name: p.detach().clone().to(s.device) for name, p in model.named_parameters()}
     if job.arm.lora_rank:
         add_lora(model, job.arm.lora_rank)
@@ -608,7 +612,8 @@ def check_same(job, ckpt):
 
 def contents(s):
     """{what: hash} of the files outside the run's folder: another path to the same files changes nothing."""
-    paths = {"init": s.init, "task": s.task} | {f"source {name}": x for name, x in s.prepared().items()}
+    paths = {"init": s.init} | {f"task {i}": path for i, path in enumerate(s.task, 1)}
+    paths |= {f"source {name}": path for name, path in s.prepared().items()}
     return {what: content_hash(path) for what, path in paths.items() if path}
 
 
@@ -688,6 +693,8 @@ def run_jobs(jobs, processes, gpus):
                     future.result()
                 except (ValueError, OSError) as e:                               # one line for the user
                     failed[job.title] = str(e)
+                except torch.OutOfMemoryError:
+                    failed[job.title] = "the GPU's memory is full: raise --accumulate or lower --block_size"
                 except BrokenProcessPool:
                     failed[job.title] = "its process was killed, perhaps for memory"
                 except Exception as e:                                           # a mistake in the code
@@ -741,19 +748,17 @@ def check_files(s):
     used."""
     if rank_and_world()[0] > 0:  # the first process does it
         return
-    folders = s.prepared()
+    folders, tok = s.prepared(), shared_tokenizer(s)
     shares = {name: load_manifest(folder, s.block_size)["val"] for name, folder in folders.items()}
-    tok = shared_tokenizer(s)
-    for a, b in permutations(folders, 2):
-        if shares[a] > shares[b]:
-            n = held_out_overlap(folders[a], folders[b])
-            print(f"{n} held-out documents of {a} are trained on in {b}: prepare all sources with one --val")
-    items = bench.read_choices(s.task, s.shots) if s.task else []
-    if items and tok:
-        items, lost = bench.fit(tok, items, s.block_size)
-        sources = {name: np.memmap(folder / "train.bin", tok.dtype, "r") for name, folder in folders.items()}
-        print(f"{s.task}: of {len(items)} prompts, {lost['lost_shots']} lose shots, {lost['cut']} a part of "
-              f"the question; questions that the sources hold: {bench.occurrences(items, tok, sources)}")
+    require(len(set(shares.values())) < 2, f"the sources hold out the shares {shares}: prepare all with one "
+            "--val, or one trains on what another holds out")
+    for name, items in bench.read_tasks(s.task, n_shots=s.shots).items():
+        if tok:
+            items, lost = bench.fit(tok, items, s.block_size)
+            sources = {x: np.memmap(path / "train.bin", tok.dtype, "r") for x, path in folders.items()}
+            found = bench.occurrences(items, tok, sources)
+            print(f"{name}: of {len(items)} prompts, {lost['lost_shots']} lose shots, {lost['cut']} a part "
+                  f"of the question; questions that the sources hold: {found}")
 
 
 def plan(s):
@@ -779,25 +784,31 @@ def plan(s):
     return list(jobs.values())
 
 
+def write_log(s, left_out=()):
+    """Writes what results/report.py reads, into the folder of the study. Returns the folder. left_out: why
+    bases are left out."""
+    every, run, chances = reported_jobs(s), Path("runs") / s.name, []
+    for items in bench.read_tasks(s.task, n_shots=s.shots).values():  # percent right by guessing
+        chances.append(100 * float(np.mean([1 / len(item.choices) for item in items])))
+    info = {"study": s.study, **asdict(STUDIES[s.study]), "settings": asdict(s), "contents": contents(s),
+            "bases": BASES, "arms": {job.name: asdict(job.arm) for job in every}, "left_out": left_out,
+            "logs": [str(job.log.relative_to(run)) for job in every],
+            "label_chance": float(np.mean(chances)) if chances else 50.0}
+    (run / s.study).mkdir(exist_ok=True)
+    write_text(run / s.study / "settings.json", json.dumps(info, indent=1))
+    write_json_lines(run / s.study / "metrics.jsonl", [row for job in every for row in job.rows()])
+    return run / s.study
+
+
 def finish(s, jobs, failed):
     """The end of a study: its log and its report, of all its arms that have been run. Then an error names
     what went wrong, if anything did."""
     from results import report  # here, because only the end of a study needs it
-    every = reported_jobs(s)
     bases = [job for job in jobs if job.name == "base" and job.finished()]
     left_out = [base.below_gate() for base in bases if base.below_gate()]
-    if any(job.finished() for job in every):
-        info = {"study": s.study, **asdict(STUDIES[s.study]), "settings": asdict(s), "bases": BASES,
-                "arms": {job.name: asdict(job.arm) for job in every}, "left_out": left_out}
-        if s.task:  # percent right by guessing
-            chances = [1 / len(item.choices) for item in bench.read_choices(s.task, s.shots)]
-            info["label_chance"] = 100 * float(np.mean(chances))
-        folder = Path("runs") / s.name / s.study
-        report.write_study(folder, [row for job in every for row in job.rows()], info)
-        try:
-            print(report.report(folder))
-        except ValueError as e:  # no run has finished all arms; what has failed is said below
-            print(e)
+    folder = write_log(s, left_out)
+    if any(job.finished() for job in reported_jobs(s)):
+        print(report.report(folder))
     for why in left_out:
         print(f"left out: {why}")
     if failed:
@@ -821,7 +832,10 @@ def study(s):
         except BlockingIOError:
             raise ValueError(f"{run} is in use by another process: wait, or choose another --name") from None
         names = ", ".join(dict.fromkeys(job.name for job in jobs))
-        print(f"study {s.study}, {s.seeds} x {names}, in {run}\n{s.dtype}, {machine(s.device)}", flush=True)
+        print(f"study {s.study}, {s.seeds} x {names}, in {run}\n{s.dtype}, {machine(s.device)}\n"
+              f"an arm: {s.steps:,} steps of {s.batch_size} rows of {s.block_size}, so "
+              f"{s.batch_size * s.block_size:,} tokens a step; peak learning rate {s.lr:g}", flush=True)
+        write_log(s)  # for the report of a run in progress
         if dist.is_initialized():
             return finish(s, jobs, train_with_ranks(jobs))
         gpus, cores = max(1, torch.cuda.device_count()), torch.get_num_threads()
@@ -842,7 +856,10 @@ def parse_flags(argv):
         check_name("the argument", text.split("=")[0], names)
     given = vars(given)
     has_gpu = torch.cuda.is_available() and given.get("device") != "cpu"
-    preset = given.get("preset") or ("gpu" if has_gpu else "laptop")
+    preset = "gpu" if has_gpu else "laptop"
+    if given.get("source") and given.get("init"):
+        preset = "text"
+    preset = given.get("preset", preset)
     check_name("--preset", preset, PRESETS)
     of_text = {"gate": 0} if given.get("source") else {}
     s = Settings(**{"name": preset} | PRESETS[preset] | of_text | given | {"preset": preset})
@@ -859,14 +876,18 @@ def parse_flags(argv):
 
 
 def take_from_base(s, given):
-    """With --init, world and shape are those of the base. Raises ValueError if a flag says otherwise."""
+    """With --init, world and shape are those of the base. Raises ValueError if a flag says otherwise. A base
+    for real text also takes shorter rows than its longest."""
     if Path(s.init).is_dir():
         known = {"source": True} | asdict(load_gpt2(s.init).config)
-        known.pop("block_size")  # GPT-2 also takes shorter rows
     else:
         ckpt = load_checkpoint(s.init)
         known = ckpt["config"] | ckpt["settings"]
     require(s.source or not known["source"], f"{s.init} is for real text: give sources, --source NAME=FOLDER")
+    if s.source:
+        most = known["block_size"]
+        known["block_size"] = given.get("block_size", min(most, 1024))
+        require(known["block_size"] <= most, f"--block_size is above {most}, the longest of {s.init}")
     for key in "seed target_order cognates tokenizer vocab_size n_layer n_head n_embd block_size".split():
         value = known.get(key, getattr(s, key))
         require(given.get(key, value) == value, f"--{key} is {given.get(key)}, but the base {s.init} has "

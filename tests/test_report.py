@@ -193,8 +193,56 @@ def test_what_is_unfinished_is_named_and_the_rest_is_reported(tmp_path, monkeypa
     assert "means over 2 runs" in report.report(folder)
     assert "seed 1, which has not finished target.\n" in (folder / "report.md").read_text()
     assert "No run has finished ema.\n" in (folder / "report.md").read_text()
+    out, text = report.report(write_study(folder, begun)), (folder / "report.md").read_text()
+    for shown in (out, text):
+        assert report.UNFINISHED in shown and "C1" not in shown
+        assert "| ema | 0    | 10 of 100 | 5.00 " in shown
     with pytest.raises(ValueError, match="no run has finished"):
-        report.report(write_study(folder, begun))
+        report.findings(tmp_path)
+
+
+def test_a_study_in_progress_is_read_from_the_logs_of_its_jobs_and_drawn_as_far_as_they_are(tmp_path):
+    rows = rows_of(TWO | {"ema": {}}, seeds=1)
+    folder = write_study(tmp_path / "main", rows[:1])
+    info = json.loads((folder / "settings.json").read_text())
+    info["logs"] = [f"seed0/{arm}.jsonl" for arm in (*TWO, "ema")]
+    info["arms"] = {arm: dict(lr_scale=1.0, base="") for arm in (*TWO, "ema")}
+    (folder / "settings.json").write_text(json.dumps(info))
+    (tmp_path / "seed0").mkdir()
+    for arm, n in (("target", 3), ("target+english", 2)):  # rows; ema has not begun
+        of_arm = [row for row in rows if row["arm"] == arm][:n]
+        (tmp_path / f"seed0/{arm}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in of_arm))
+        out = report.report(folder)
+        assert (folder / "figure.png").stat().st_size > 10_000 and str(folder / "figure.png") in out
+    text = (folder / "report.md").read_text()
+    assert "| target+english | 0    | 10 of 100 |" in text
+    assert "No run has finished target+english, ema." in text
+    assert "| target |" in text and "missing: target+english" in text  # its end, and a verdict that waits
+
+
+def test_two_studies_stand_side_by_side_if_they_measure_the_same_and_what_differs_is_named(tmp_path, call):
+    write_study(tmp_path / "a", rows_of(TWO))
+    rows = rows_of(TWO | {"target": SOUND, "mine": {}}, seeds=4)
+    folder = write_study(tmp_path / "b", [row | {"step": 2 * row["step"]} for row in rows])
+    info = json.loads((folder / "settings.json").read_text())
+    for more in (dict(steps=200, block_size=64), dict(steps=200, lr=2.0)):
+        (folder / "settings.json").write_text(json.dumps(info | {"settings": info["settings"] | more}))
+        code, out, err = call(tmp_path, "results/report.py", "a", "b")
+        if "block_size" in more:
+            assert code == 2 and "a and b are not evaluated alike: block_size" in err
+    assert code == 0 and "means over 3 runs" in out
+    assert "\n\nsteps: 100 in A, 200 in B\nlr: None in A, 2.0 in B\n" in out
+    for row in ("| target, A ", "| target, B ", "| mine, B ", "| target, B against target, A "):
+        assert f"\n{row}" in out
+
+
+def test_several_tasks_are_shown_one_by_one_and_their_mean_is_judged(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "draw_figure", None)
+    tasks = {"supplement acc": 0.0, "supplement acc_norm": 25.0, "supplement items": 8}  # it is no ppl
+    folder = write_study(tmp_path / "main", [row | tasks for row in rows_of(TWO)])
+    out, text = report.report(folder), (folder / "report.md").read_text()
+    assert "supplement, acc % | supplement, acc_norm % |" in out
+    assert "the mean of supplement with 8 items" in text
 
 
 def test_a_figure_that_fails_costs_no_table_and_no_file(tmp_path, monkeypatch):
