@@ -1,7 +1,7 @@
 """GPT-2 in one file: the model, LoRA, checkpoints, and the published GPT-2 files in and out.
 
 The decoder of Radford et al. 2019: learned positions, LayerNorm before each sublayer, GELU, input and output
-embeddings tied. The toy GPT of the studies and the published 124M are one class at two sizes.
+embeddings tied.
 
     python model.py runs/eu/seed3000/target.pt --export eu-gpt2   # a checkpoint in the published format
     python -c "import model; print(model.GPT(model.GPTConfig()))"  # the 124M, layer by layer
@@ -124,15 +124,11 @@ class GPT(nn.Module):
         return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1)
 
     @torch.no_grad()
-    def generate(self, idx, max_new_tokens, temperature=1.0, generator=None):
-        """Appends max_new_tokens sampled tokens to idx (B, T): (B, T + max_new_tokens). Temperature 0 takes
-        the likeliest token. A context longer than block_size is cut from the left."""
+    def generate(self, idx, max_new_tokens, temperature=1.0):
+        """idx (B, T) with max_new_tokens sampled after it; the model sees the last block_size tokens."""
         for _ in range(max_new_tokens):
             logits = self(idx[:, -self.config.block_size:])[0].float()        # (B, V)
-            if temperature == 0:
-                following = logits.argmax(-1, keepdim=True)
-            else:
-                following = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
+            following = torch.multinomial((logits / temperature).softmax(-1), 1)
             idx = torch.cat((idx, following), dim=1)
         return idx
 
@@ -171,7 +167,7 @@ def merge_lora(model):
     return plain
 
 
-# ------------------------------------------------------------------------------------------------ checkpoints
+# ------------------------------------------------ checkpoints
 def read_tensors(path, advice):
     """The dict in a file, on the CPU; runs no code of it. ValueError with the advice if it is damaged."""
     with open(path, "rb") as file:
@@ -185,16 +181,14 @@ def read_tensors(path, advice):
         return dict(torch.load(path, map_location="cpu", weights_only=True, mmap=mmap))
     except ImportError:
         raise OSError(f"to read {path}: pip install safetensors") from None
-    except OSError:
+    except (OSError, MemoryError):
         raise
     except Exception as e:  # a damaged file can lead to any exception
-        if isinstance(e, MemoryError) or "allocate" in str(e):  # torch raises RuntimeError
-            raise OSError(f"not enough memory to load {path}") from None
         raise ValueError(f"{path} is damaged or of another kind ({type(e).__name__}): {advice}") from None
 
 
 def load_checkpoint(path):
-    """A checkpoint of train.py: a dict on the CPU. Raises what read_tensors does."""
+    """A checkpoint of train.py: a dict on the CPU. ValueError if there is none."""
     if not Path(path).exists():
         raise ValueError(f"there is no {path}: give a .pt file under runs/, or download GPT-2: {DOWNLOAD}")
     ckpt = read_tensors(Path(path), "give the .pt file of a job; if it is one, delete it to train again")
@@ -215,7 +209,7 @@ def model_from_checkpoint(ckpt):
     return merge_lora(model) if arm["lora_rank"] else model
 
 
-# ---------------------------------------------------------------------------------- the published GPT-2 files
+# ------------------------------------------------ the published GPT-2 files
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # stored as (in, out)
 MASKS = (".attn.bias", ".attn.masked_bias")  # the causal mask: some files hold it, no model needs it
 FIXED = {"model_type": "gpt2", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
@@ -224,7 +218,7 @@ DOWNLOAD = "`hf download openai-community/gpt2 --local-dir gpt2`"
 
 
 def load_gpt2(folder):
-    """The GPT of a folder of published files. ValueError with what is missing, or wrong, or not supported."""
+    """The GPT of a folder of published files. ValueError with what is missing, wrong or not supported."""
     config, path = Path(folder, "config.json"), Path(folder, "model.safetensors")
     if not path.exists():
         path = Path(folder, "pytorch_model.bin")
@@ -271,13 +265,10 @@ def save_gpt2(model, folder):
 
 
 if __name__ == "__main__":
-    from data import one_line_parser, refuse  # the command line's words for a mistake
+    from data import one_line_parser, run_command  # the command line's words for a mistake
     parser = one_line_parser(description=__doc__)
     parser.add_argument("checkpoint", help="a .pt file under runs/")
     parser.add_argument("--export", metavar="FOLDER", required=True, help="where to write it")
     flags = parser.parse_args()
-    try:
-        save_gpt2(model_from_checkpoint(load_checkpoint(flags.checkpoint)), flags.export)
-    except (ValueError, OSError) as e:
-        refuse(e)
+    run_command(lambda: save_gpt2(model_from_checkpoint(load_checkpoint(flags.checkpoint)), flags.export))
     print(f"{flags.export} is a GPT-2 as published; for its tokenizer, see bench.py --tokenizer")

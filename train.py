@@ -1,25 +1,18 @@
 """Trains base models, continues their pretraining (CPT) in several arms, and draws the report of the study.
 
     python train.py                                  the study `main`, from random weights to the figure
-    python train.py --seeds 5                        five runs, each with its own base; 95% intervals
-    python train.py --study placement --seeds 5      another study of results/studies.py
+    python train.py --study placement --seeds 5      another study of results/studies.py; five runs
     python train.py --only lora-16                   one arm; your own is a line of ARMS below
-    python train.py --preset smoke                   every stage in a minute; its numbers mean nothing
-    python train.py --only base                      pretraining alone
     python train.py --only ema --init PATH/base.pt --name mine     one arm from a given base
-    python train.py --help                           every setting
     torchrun --nproc_per_node=2 train.py ...         each model on two GPUs (or CPU processes) at once
 
 The same command, given again, continues what was interrupted. Elhady et al. 2025 is "the paper" below.
 
-How it works: a job is one model to train, the base or an arm. prepare(job) writes its tokenizer and the
-tokens of its corpora. train(job) reads them and writes NAME.pt, a checkpoint, and NAME.jsonl, a log. The job
-`base` comes first; every arm starts from its end. run_jobs() trains several side by side, each in a process
-of its own. At the end finish() gathers the logs, and results/report.py draws the report.
+A job is one model to train, a base or an arm, which starts from a base. prepare(job) writes its tokens;
+train(job) reads them and writes NAME.pt, a checkpoint, and NAME.jsonl, a log; finish() gathers the logs.
 """
 import contextlib
 import functools
-import json
 import math
 import multiprocessing as mp
 import os
@@ -53,7 +46,6 @@ from ema import EMA
 from model import GPT, GPTConfig, add_lora, load_checkpoint, load_gpt2, merge_lora, model_from_checkpoint
 
 
-# ------------------------------------------------------------------------------------------------------- arms
 @dataclass(frozen=True)
 class Arm:
     """What one CPT run does differently from plain training. Its peak rate is Settings.lr * lr_scale."""
@@ -76,13 +68,12 @@ ARMS = {
     "ema":            Arm("target=rest", ema_alpha=0.92),
     # your own: a line such as those above, run with python train.py --only its-name
 }
-OWN_ARMS = list(ARMS)  # those above; results/studies.py adds more
-BASES = {"": {}}       # a base is the settings that differ from those below
-SCHEDULES = {"": {}}   # a schedule of the learning rate is, too; see lr_factor()
-STUDIES = {}           # results/studies.py fills the last three tables
+OWN_ARMS = list(ARMS)
+# results/studies.py adds arms, and fills these; a base and a schedule of the rate are settings that differ
+BASES, SCHEDULES, STUDIES = {"": {}}, {"": {}}, {}
 
 
-# --------------------------------------------------------------------------------------------------- settings
+# ------------------------------------------------ settings
 def setting(default, meaning, low=0, high=10 ** 12, choices=()):
     """A field of Settings: its default, its line in --help, and the values that it may have."""
     return field(default=default, metadata={"meaning": meaning, "low": low, "high": high, "choices": choices})
@@ -96,9 +87,7 @@ GATE = dict(gain=35.0, five=78.0, label_english=95.0, cloze_english=90.0)  # wha
 @dataclass
 class Settings:
     """Every number of a study. A preset states what differs from these values, and a flag overrides both."""
-    # the study
-    preset: str = setting("", "laptop, gpu, text or smoke; text if --source and --init are given, else gpu "
-                          "where CUDA is found, else laptop")
+    preset: str = setting("", "laptop, gpu, smoke, text; by default text with --source and --init")
     name: str = setting("", "folder of the run under runs/; the name of the preset if not given")
     study: str = setting("main", "a study of results/studies.py", choices=STUDIES)
     seeds: int = setting(1, "number of runs, base included; run i adds i to the three seeds below", 1)
@@ -109,22 +98,18 @@ class Settings:
     init: str = setting("", "start the arms from this checkpoint, or from the files of a GPT-2 in a folder")
     # real text in place of the toy languages
     source: list = setting((), "NAME=FOLDER of `data.py prepare`, repeatable; first `target`, then `english`")
-    task: list = setting((), "file of multiple choice in the target language, repeatable; the mean over them "
-                         "replaces the label task")
+    task: list = setting((), "file of multiple choice, repeatable; their mean replaces the label task")
     shots: int = setting(5, "examples before every question of --task")
     # the world
     target_order: str = setting("SOV", "word order of the target language")
     cognates: float = setting(0.5, "share of its nouns that are spelled as in English", 0, 0.8)
     documents: int = setting(40_000, "documents in the corpus of each language", 100)
-    tokenizer: str = setting("english", "trained on English alone, as the paper's, or jointly on all three "
-                             "languages", choices=("english", "joint"))
+    tokenizer: str = setting("english", "trained on english, or joint on all", choices=("english", "joint"))
     vocab_size: int = setting(540, "most tokens of the vocabulary", 257, 10 ** 6)
-    # the model
     n_layer: int = setting(3, "blocks", 1)
     n_head: int = setting(8, "attention heads of a block", 1)
     n_embd: int = setting(128, "channels", 1)
-    block_size: int = setting(64, "tokens in a row, the longest context; with --source and --init by default "
-                              "what the model takes, up to 1024", 1)
+    block_size: int = setting(64, "tokens in a row; of real text with --init: the base's, up to 1024", 1)
     # pretraining of the base: Muon for the matrices of the blocks, AdamW for the rest
     base_steps: int = setting(3200, "steps of the pretraining", 1, 10 ** 6)
     base_batch_size: int = setting(32, "rows in a batch of the pretraining", 1)
@@ -142,7 +127,6 @@ class Settings:
     weight_decay: float = setting(0.1, "weight decay, on matrices only")
     grad_clip: float = setting(1.0, "largest norm of the gradient", ABOVE_ZERO)
     accumulate: int = setting(1, "parts that a batch is cut into where it does not fit into memory", 1)
-    # evaluation
     copain_items: int = setting(50, "Copain items for each of its seven rules", 1, 10_000)
     label_items: int = setting(100, "items of the label task, and of the cloze task", 1)
     validation_blocks: int = setting(128, "blocks of validation text for a perplexity", 1)
@@ -154,7 +138,7 @@ class Settings:
     checkpoint_every: int = setting(250, "steps between two checkpoints", 1)
 
     def check(self):
-        """Raises ValueError with the flag, its value and the values that it may have."""
+        """Raises ValueError for a value that a flag cannot have."""
         for f in fields(self):
             value, low, high = getattr(self, f.name), f.metadata["low"], f.metadata["high"]
             if f.type in (int, float) and not low <= value <= high:  # NaN fails this, too
@@ -166,8 +150,8 @@ class Settings:
                                                         "folder under runs/: letters, digits, _ . + -")
         good = all(re.fullmatch(r"\w[\w+-]*=.+", text) for text in self.source)
         require(good and (not self.source or len(self.corpora()) == len(self.source)),
-                f"--source is {' '.join(self.source)}, expected NAME=FOLDER, as in eu=data/eu; every name "
-                "once, and not `target` or `english`, whose roles the first two play")
+                f"--source is {' '.join(self.source)}, expected NAME=FOLDER, as in eu=data/eu; each name "
+                "once; the first two become `target` and `english`")
         GPTConfig(self.vocab_size, self.block_size, self.n_layer, self.n_head, self.n_embd)
         self.world().languages()  # refuses an impossible word order
 
@@ -222,7 +206,7 @@ def check_name(what, name, names):
         raise ValueError(f"{what} is {name!r}; the nearest of {len(names)} are {', '.join(map(repr, close))}")
 
 
-# ------------------------------------------------------------------------------- learning rate and optimizers
+# ------------------------------------------------ learning rate and optimizers
 def lr_factor(step, job):
     """The share of the peak rate: a linear warm-up, half a cosine until step lr_until, then lr_floor."""
     if step < job.warmup:
@@ -232,11 +216,7 @@ def lr_factor(step, job):
 
 
 class Muon(torch.optim.Optimizer):
-    """SGD with momentum whose steps are made orthogonal (Jordan 2024), in the dtype of the run. (That of
-    torch.optim.Muon is bfloat16, which takes many times as long where a CPU emulates it.)"""
-
-    def __init__(self, params, lr, weight_decay, dtype=torch.float32):
-        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, dtype=dtype))
+    """SGD with momentum whose steps are made orthogonal (Jordan 2024); torch.optim's is slow on most CPUs."""
 
     @torch.no_grad()
     def step(self):
@@ -262,8 +242,7 @@ def orthogonal(x):
 
 
 def make_optimizers(model, job):
-    """{"adamw": AdamW as in the paper, with weight decay on matrices only}; for a base also "muon", on the
-    matrices of the blocks. Every group of parameters has its `peak_lr`."""
+    """{"adamw": AdamW as in the paper; "muon": for the matrices of a base's blocks}."""
     s, of_muon, matrices, others = job.settings, [], [], []
     for name, p in model.named_parameters():
         if p.requires_grad and p.dim() < 2:
@@ -277,23 +256,22 @@ def make_optimizers(model, job):
     optimizers = {"adamw": torch.optim.AdamW(groups, lr=job.lr, betas=(0.9, 0.95), fused=True)}
     if of_muon:
         groups = [{"params": of_muon, "peak_lr": s.muon_lr}]
-        optimizers["muon"] = Muon(groups, s.muon_lr, weight_decay=0.01, dtype=getattr(torch, s.dtype))
+        options = dict(lr=s.muon_lr, weight_decay=0.01, dtype=getattr(torch, s.dtype))
+        optimizers["muon"] = Muon(groups, options)
     return optimizers
 
 
 @torch.no_grad()
 def pull_back(model, base, share):
-    """Moves the weights a share of the way back to `base` ({name: tensor}). This is the L2 penalty
-    0.5 |theta - theta_base|^2, decoupled from Adam as AdamW's weight decay is."""
+    """Moves the weights a share of the way back to `base`: an L2 penalty, decoupled as AdamW's decay is."""
     names, params = zip(*model.named_parameters())
     torch._foreach_lerp_(params, [base[name] for name in names], share)
 
 
-# ----------------------------------------------------------------------------------------------- the one loop
+# ------------------------------------------------ the one loop
 def train(job, line=0):
     """Trains a job to its end, from its checkpoint if it has one, and returns the rows of its log. line: of
-    the terminal, for its progress. Under torchrun all processes call this together: each takes its share of
-    every batch, the first one measures and writes."""
+    the terminal, for its progress. Under torchrun each process takes its share of every batch."""
     s, arm, (rank, world) = job.settings, job.arm, rank_and_world()
     tok, curriculum = load_tokenizer(job.data), Curriculum(arm.curriculum)
     mixture = Mixture(open_data(job, "train", curriculum.shapes, tok), s.block_size, job.data_seed)
@@ -362,13 +340,12 @@ def train(job, line=0):
 
 
 def rank_and_world():
-    """(which process this is, how many there are) of those that train one model together under torchrun."""
+    """(which process this is, how many there are) of those that torchrun started."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def look_at(job, step, losses):
-    """Training losses and gradient norms (n, 2) from a list of n such pairs; under torchrun, the means over
-    all processes. Raises ValueError if one is not finite."""
+    """Training losses and gradient norms (n, 2), all finite; under torchrun, means over the processes."""
     seen, (_, world) = torch.stack(losses), rank_and_world()
     if world > 1:
         dist.all_reduce(seen)
@@ -380,11 +357,10 @@ def look_at(job, step, losses):
 
 
 def measure(job, step, losses, model, ema, benchmark, base):
-    """A row of the log: where it comes from, the losses since the last row, and the metrics of the model with
-    LoRA merged, or of the average of a shadow EMA. Under torchrun the first process alone has the metrics."""
+    """A row of the log: its origin, the losses since the last row and, in the first process, the metrics."""
     s, arm = job.settings, job.arm
     row = {"arm": job.name, "seed": s.seed, "data_seed": s.data_seed, "bench_seed": s.bench_seed,
-           "step": step, "commit": code_version(), "machine": machine(s.device)}
+           "step": step} | provenance(s.device)
     if losses:
         seen = look_at(job, step, losses)[:, 0]
         row |= {"train_loss": seen.mean().item(), "train_loss_max": seen.max().item()}
@@ -401,15 +377,13 @@ def progress_bar(job, first, line):
     """A line of the terminal with step, loss and time left. In a file, a line every half minute."""
     terminal, form = sys.stderr.isatty(), "{desc} {n}/{total}{postfix}, {elapsed} so far, {remaining} left"
     return tqdm(total=job.steps, initial=first, desc=job.title, position=line if terminal else 0,
-                leave=not terminal, mininterval=0.2 if terminal else 30, maxinterval=60,
-                disable=rank_and_world()[0] > 0,
-                bar_format="|{bar:20}| " + form if terminal else form + "\n", dynamic_ncols=True)
+                leave=not terminal, mininterval=0.2 if terminal else 30, maxinterval=60, dynamic_ncols=True,
+                bar_format="|{bar:20}| " + form if terminal else form + "\n", disable=rank_and_world()[0] > 0)
 
 
-# ------------------------------------------------------------------------------------------------------- jobs
 @dataclass(frozen=True)
 class Job:
-    """One run of the loop: a base from random weights, or an arm from its base or another checkpoint."""
+    """One run of the loop: a base from random weights, or an arm from a base."""
     settings: Settings
     name: str
     arm: Arm
@@ -442,8 +416,7 @@ class Job:
 
     @property
     def data(self):
-        """The folder of its tokenizer and corpora. All that they depend on, data.py included, is hashed into
-        its name: when anything of it changes, they are made anew."""
+        """The folder of its tokenizer and corpora; all that they depend on is hashed into its name."""
         s, code = self.settings, Path(__file__).with_name("data.py").read_text()
         depends_on = (f"{code} {s.world()} {s.documents} {s.tokenizer} {s.vocab_size} "
                       f"{s.validation_blocks} {contents(s)}")
@@ -465,13 +438,12 @@ class Job:
         end = self.rows()[-1]
         for key, floor in GATE.items():
             if self.name == "base" and self.settings.gate and end.get(key, 100) < floor:
-                return (f"{self.title} reached {end[key]:.1f} on {key}, its gate is {floor:g}: its arms "
-                        "would have nothing to lose. Give it more --base_steps or try another --seed")
+                return (f"{self.title} reached {end[key]:.1f} on {key}, its gate is {floor:g}: its arms have "
+                        "nothing to lose. Give it more --base_steps or another --seed")
         return ""
 
     def evaluate_at(self):
-        """Steps to evaluate at: 0, 1, 2, 5, 10, 20, 50 ... and the last, dense at the start as in the paper;
-        and a tenth of the run, where main's curriculum ends. A base is evaluated half-way and at its end."""
+        """An arm: steps 0, 1, 2, 5, 10, 20, 50 ..., a tenth of the run, where curricula end, and the last."""
         if not self.start:
             return {self.steps // 2, self.steps}
         dense = {digit * 10 ** k for digit in (1, 2, 5) for k in range(12)}
@@ -479,19 +451,16 @@ class Job:
 
 
 def make_job(study, i, name, base=""):
-    """The job of run i that trains ARMS[name], from its base or from --init. The name 'base' trains
-    BASES[base] instead. study: the Settings of the study."""
+    """The job of run i that trains ARMS[name] or, if name is 'base', BASES[base]. study: its Settings."""
     arm = Arm("", base=base) if name == "base" else ARMS[name]
     s = study.run(i, arm.base, arm.schedule)
     folder = Path("runs") / s.name / f"seed{s.seed}" / arm.base
     if name == "base":
         return Job(s, name, replace(arm, curriculum=s.base_curriculum), folder, s.base_steps,
-                   s.base_batch_size, s.base_lr, warmup=s.base_steps // 64, lr_until=s.base_steps,
-                   lr_floor=0.0)
+                   s.base_batch_size, s.base_lr, s.base_steps // 64, lr_until=s.base_steps, lr_floor=0.0)
     needs = None if s.init else make_job(study, i, "base", arm.base)
-    return Job(s, name, arm, folder, s.steps, s.batch_size, s.lr * arm.lr_scale,
-               warmup=round(s.warmup * s.steps), lr_until=round(s.lr_until * s.steps), lr_floor=s.lr_floor,
-               needs=needs, start=s.init or str(needs.path))
+    return Job(s, name, arm, folder, s.steps, s.batch_size, s.lr * arm.lr_scale, round(s.warmup * s.steps),
+               round(s.lr_until * s.steps), s.lr_floor, needs, start=s.init or str(needs.path))
 
 
 def make_model(job, tok):
@@ -516,7 +485,7 @@ def make_model(job, tok):
     return model.to(s.device), base
 
 
-# ----------------------------------------------------------------------------------------- the files of a job
+# ------------------------------------------------ the files of a job
 def token_file(job, name, part):
     """The file with a corpus's tokens of the part `train` or `val`. Those of toy corpora prepare() writes."""
     corpus = job.settings.corpora().get(name)
@@ -551,26 +520,24 @@ def open_data(job, part, sources, tok):
 
 
 def shared_tokenizer(s):
-    """The Tokenizer of the given base and the prepared sources, None if there are none. Raises ValueError if
-    they differ."""
+    """The Tokenizer of the given base and the sources, if there are any. ValueError if they differ."""
     found = [load_tokenizer(folder) for folder in s.prepared().values()]
     if Path(s.init).is_file():
         found.append(Tokenizer.from_json(load_checkpoint(s.init)["tokenizer"]))
     elif s.init and Path(s.init, "merges.txt").exists():
         found.append(load_tokenizer(s.init))
-    require(len({tok.to_json() for tok in found}) < 2, "the sources, or they and --init, have different "
-            "tokenizers: prepare all sources with the same --tokenizer FOLDER")
+    require(len({tok.to_json() for tok in found}) < 2, "the sources and --init have different tokenizers: "
+            "prepare all sources with the same --tokenizer FOLDER")
     return found[0] if found else None
 
 
 def check_tokenizer(path, ckpt, tok):
-    require(ckpt["tokenizer"] == tok.to_json(), f"{path} was trained with another tokenizer: data.py, or "
-            "what it makes the corpora from, has changed since. Choose another --name")
+    require(ckpt["tokenizer"] == tok.to_json(), f"{path} was trained with another tokenizer, as data.py or "
+            "its settings have changed: choose another --name")
 
 
 def resume(job, parts, sources, tok):
-    """Loads the state of all parts from the job's checkpoint. Returns the step to go on from, the rows, the
-    losses since the last of them, and {source: tokens seen}."""
+    """Loads the job's checkpoint: the next step, the rows, the losses since, {source: tokens seen}."""
     if not job.path.exists():
         return 0, [], [], dict.fromkeys(sources, 0)
     ckpt = load_checkpoint(job.path)
@@ -581,7 +548,6 @@ def resume(job, parts, sources, tok):
 
 
 def save(job, tok, step, rows, losses, tokens, parts):
-    """The checkpoint: what the run is, and what bench.py needs to know about it."""
     s, seen = job.settings, look_at(job, step, losses) if losses else torch.zeros(0, 2)
     if rank_and_world()[0] == 0:
         ckpt = {"job": {"name": job.name, "arm": asdict(job.arm)}, "settings": asdict(s),
@@ -599,8 +565,7 @@ OF_ARMS_ALONE = {"data_seed", "steps", "batch_size", "lr", "warmup", "lr_until",
 
 
 def check_same(job, ckpt):
-    """Raises ValueError if a job's checkpoint was made with other settings, or by another arm of its name.
-    What the checkpoint lacks counts as its default."""
+    """ValueError if a job's checkpoint has other settings or another arm. What it lacks has its default."""
     old = asdict(Settings()) | ckpt["settings"] | asdict(Arm("")) | ckpt["job"]["arm"] | ckpt["contents"]
     new = asdict(job.settings) | asdict(job.arm) | contents(job.settings)
     ignored = NOT_COMPARED | OF_ARMS_ALONE if job.name == "base" else NOT_COMPARED
@@ -625,26 +590,21 @@ def content_hash(path):
 
 
 @functools.cache
-def code_version():
-    """The commit of this code; `-dirty` if it was changed since."""
+def provenance(device):
+    """The commit of this code, and the GPU, or the CPU with the vector instructions that torch found."""
     command = "git describe --always --dirty"
     git = subprocess.run(command, shell=True, cwd=Path(__file__).parent, text=True, capture_output=True)
-    return git.stdout.strip() or "unknown"
-
-
-@functools.cache
-def machine(device):
-    """The GPU, or the CPU with the vector instructions that torch found; cores; torch's version."""
     name = f"CPU with {torch.backends.cpu.get_cpu_capability()}"
     if device == "cuda":
         name = torch.cuda.get_device_name()
     elif Path("/proc/cpuinfo").exists():
         found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
         name = name.replace("CPU", found[1]) if found else name
-    return f"{name}, {os.cpu_count()} cores, torch {torch.__version__}"
+    return {"commit": git.stdout.strip() or "unknown",
+            "machine": f"{name}, {os.cpu_count()} cores, torch {torch.__version__}"}
 
 
-# ------------------------------------------------------------------------------------------ jobs side by side
+# ------------------------------------------------ jobs side by side
 def start_worker(terminal):
     """What a process does first: it leaves Ctrl-C to its parent, and ends when its parent does."""
     def end_with_parent():
@@ -657,7 +617,6 @@ def start_worker(terminal):
 
 
 def run_job(job, line, gpu, threads):
-    """In a process of its own: trains a job to its end."""
     set_up_torch(job.settings, gpu)
     torch.set_num_threads(threads)
     prepare(job)
@@ -665,8 +624,7 @@ def run_job(job, line, gpu, threads):
 
 
 def run_jobs(jobs, processes, gpus):
-    """Trains jobs side by side, each after the one that it needs, in a process of its own: one that is killed
-    takes no other along. Returns {title of a job: why it did not finish}."""
+    """Trains jobs side by side, each in a process, after the one that it needs. Returns {title: failure}."""
     # glibc keeps the memory that a step frees, and need not ask the system for it again at the next step
     os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
     context, threads = mp.get_context("spawn"), torch.get_num_threads()
@@ -722,9 +680,9 @@ def set_up_torch(s, gpu=0):
         torch.set_float32_matmul_precision("high")  # float32 matrices are multiplied as TF32
 
 
-# -------------------------------------------------------------------------------------------------- the study
+# ------------------------------------------------ the study
 def arm_names(s):
-    """The arms that a command asks for. Those of --only may be of another study."""
+    """The arms that a command asks for."""
     names = STUDIES[s.study].arms
     if s.only not in ("", "base"):
         names = [name.strip() for name in s.only.split(",")]
@@ -736,18 +694,14 @@ def arm_names(s):
 
 
 def reported_jobs(s):
-    """The jobs that the report of a command shows: the arms of its study and of --only, and in `main` also
-    the user's own that have been run."""
+    """The jobs that a report shows: the arms of the study and of --only, in `main` also the user's own."""
     names = dict.fromkeys([*STUDIES[s.study].arms, *arm_names(s)])
     own = [name for name in OWN_ARMS if s.study == "main" and make_job(s, 0, name).path.exists()]
     return [make_job(s, i, name) for name in dict.fromkeys([*names, *own]) for i in range(s.seeds)]
 
 
 def check_files(s):
-    """Checks the files that the user gave, and says what to know of them. Raises ValueError if they cannot be
-    used."""
-    if rank_and_world()[0] > 0:  # the first process does it
-        return
+    """Says what to know of the files that the user gave. Raises ValueError if they cannot be used."""
     folders, tok = s.prepared(), shared_tokenizer(s)
     shares = {name: load_manifest(folder, s.block_size)["val"] for name, folder in folders.items()}
     require(len(set(shares.values())) < 2, f"the sources hold out the shares {shares}: prepare all with one "
@@ -755,15 +709,14 @@ def check_files(s):
     for name, items in bench.read_tasks(s.task, n_shots=s.shots).items():
         if tok:
             items, lost = bench.fit(tok, items, s.block_size)
-            sources = {x: np.memmap(path / "train.bin", tok.dtype, "r") for x, path in folders.items()}
-            found = bench.occurrences(items, tok, sources)
+            held = {source: bench.occurrences(items, tok, np.memmap(folder / "train.bin", tok.dtype, "r"))
+                    for source, folder in folders.items()}
             print(f"{name}: of {len(items)} prompts, {lost['lost_shots']} lose shots, {lost['cut']} a part "
-                  f"of the question; questions that the sources hold: {found}")
+                  f"of the question; questions that the sources hold: {held}")
 
 
 def plan(s):
-    """The jobs of a study, each after the one that it needs. Everything that can be refused is refused here,
-    before anything is written."""
+    """The jobs of a study, each after the one that it needs. What can be refused is refused here."""
     names, jobs = ["base"] if s.only == "base" else arm_names(s), {}
     for job in [make_job(s, i, name) for i in range(s.seeds) for name in names]:
         require(not s.init or (s.seeds == 1 and job.start and not job.arm.base), "--init gives the one base "
@@ -785,24 +738,18 @@ def plan(s):
 
 
 def write_log(s, left_out=()):
-    """Writes what results/report.py reads, into the folder of the study. Returns the folder. left_out: why
-    bases are left out."""
-    every, run, chances = reported_jobs(s), Path("runs") / s.name, []
-    for items in bench.read_tasks(s.task, n_shots=s.shots).values():  # percent right by guessing
-        chances.append(100 * float(np.mean([1 / len(item.choices) for item in items])))
+    """Writes what results/report.py reads, and returns the folder. left_out: why bases are left out."""
+    from results import report  # here, because it needs no training
+    every, run = reported_jobs(s), Path("runs") / s.name
     info = {"study": s.study, **asdict(STUDIES[s.study]), "settings": asdict(s), "contents": contents(s),
             "bases": BASES, "arms": {job.name: asdict(job.arm) for job in every}, "left_out": left_out,
-            "logs": [str(job.log.relative_to(run)) for job in every],
-            "label_chance": float(np.mean(chances)) if chances else 50.0}
-    (run / s.study).mkdir(exist_ok=True)
-    write_text(run / s.study / "settings.json", json.dumps(info, indent=1))
-    write_json_lines(run / s.study / "metrics.jsonl", [row for job in every for row in job.rows()])
+            "logs": [str(job.log.relative_to(run)) for job in every]}
+    report.write_study(run / s.study, [row for job in every for row in job.rows()], info)
     return run / s.study
 
 
 def finish(s, jobs, failed):
-    """The end of a study: its log and its report, of all its arms that have been run. Then an error names
-    what went wrong, if anything did."""
+    """The end of a study: its log, its report, and an error if anything went wrong."""
     from results import report  # here, because only the end of a study needs it
     bases = [job for job in jobs if job.name == "base" and job.finished()]
     left_out = [base.below_gate() for base in bases if base.below_gate()]
@@ -818,9 +765,9 @@ def finish(s, jobs, failed):
 
 
 def study(s):
-    """Everything that the settings ask for: plan, training, report."""
     set_up_torch(s, int(os.environ.get("LOCAL_RANK", 0)))
-    check_files(s)
+    if rank_and_world()[0] == 0:
+        check_files(s)
     jobs, run = plan(s), Path("runs") / s.name
     if rank_and_world()[0] > 0:
         return train_with_ranks(jobs)
@@ -832,7 +779,8 @@ def study(s):
         except BlockingIOError:
             raise ValueError(f"{run} is in use by another process: wait, or choose another --name") from None
         names = ", ".join(dict.fromkeys(job.name for job in jobs))
-        print(f"study {s.study}, {s.seeds} x {names}, in {run}\n{s.dtype}, {machine(s.device)}\n"
+        here = provenance(s.device)["machine"]
+        print(f"study {s.study}, {s.seeds} x {names}, in {run}\n{s.dtype}, {here}\n"
               f"an arm: {s.steps:,} steps of {s.batch_size} rows of {s.block_size}, so "
               f"{s.batch_size * s.block_size:,} tokens a step; peak learning rate {s.lr:g}", flush=True)
         write_log(s)  # for the report of a run in progress
@@ -843,7 +791,7 @@ def study(s):
         finish(s, jobs, run_jobs(jobs, s.processes or most, gpus))
 
 
-# ----------------------------------------------------------------------------------------------- command line
+# ------------------------------------------------ command line
 def parse_flags(argv):
     """Settings from the command line: one flag for every field, with its meaning and its default."""
     parser, names = one_line_parser(description=__doc__), [f"--{f.name}" for f in fields(Settings)]
@@ -876,8 +824,7 @@ def parse_flags(argv):
 
 
 def take_from_base(s, given):
-    """With --init, world and shape are those of the base. Raises ValueError if a flag says otherwise. A base
-    for real text also takes shorter rows than its longest."""
+    """With --init, world and shape are those of the base; rows of real text may be shorter."""
     if Path(s.init).is_dir():
         known = {"source": True} | asdict(load_gpt2(s.init).config)
     else:

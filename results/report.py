@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import copain_chance
-from data import COPAIN_TASKS, one_line_parser, read_json_lines, refuse, require, write_file, write_text
+from data import (COPAIN_TASKS, one_line_parser, read_json_lines, require, run_command, write_file,
+                  write_json_lines, write_text)
 
 
 # ----------------------------------------------------------------------------------------- the log of a study
@@ -86,6 +86,18 @@ class Log:
         return log
 
 
+def copain_chance(rules):
+    """Percent right by copying a random element of the list: 3 elements, 4 in the two odd-one-out rules."""
+    return 100 * float(np.mean([1 / 4 if rule.endswith("_group") else 1 / 3 for rule in rules]))
+
+
+def write_study(folder, rows, info):
+    """Writes the log of a study, and what the report has to know of it besides."""
+    folder.mkdir(exist_ok=True)
+    write_json_lines(folder / "metrics.jsonl", rows)
+    write_text(folder / "settings.json", json.dumps(info, indent=1))
+
+
 def read_study(folder):
     """(Log, settings.json as a dict) of a folder. ValueError if they are damaged, or no arm has a row."""
     try:
@@ -102,7 +114,8 @@ def read_study(folder):
         rules = [key for row in rows[:1] for key in row["copain_tasks"] if "_zero-shot" not in key]
         last = max(arm.get("steps", 0) for arm in info["arms"].values()) or info["settings"]["steps"]
         rows = [row | row.get("copain_tasks", {}) for row in rows]
-        log = Log(rows, float(info.get("label_chance", 50)), last, rules or COPAIN_TASKS)
+        chances = [x for row in rows[:1] for key, x in row.items() if key.endswith(" chance")]  # of --task
+        log = Log(rows, float(np.mean(chances or 50)), last, rules or COPAIN_TASKS)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise ValueError(f"{folder} holds no study that can be read ({type(e).__name__}: {e}): rerun it, "
                          "which writes metrics.jsonl and settings.json, or give another folder") from None
@@ -789,12 +802,9 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path, help="of a study, or the one that holds several studies")
     parser.add_argument("other", type=Path, nargs="?", default=None, help="a study to compare it with")
     flags = parser.parse_args()
-    try:
-        if flags.other:
-            print(compare(flags.folder, flags.other))
-        elif (flags.folder / "settings.json").exists():
-            print(report(flags.folder))
-        else:
-            print(findings(flags.folder))
-    except (ValueError, OSError) as e:
-        refuse(e)
+    if flags.other:
+        run_command(lambda: print(compare(flags.folder, flags.other)))
+    elif (flags.folder / "settings.json").exists():
+        run_command(lambda: print(report(flags.folder)))
+    else:
+        run_command(lambda: print(findings(flags.folder)))
