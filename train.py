@@ -73,7 +73,6 @@ OWN_ARMS = list(ARMS)
 BASES, SCHEDULES, STUDIES = {"": {}}, {"": {}}, {}
 
 
-# ------------------------------------------------ settings
 def setting(default, meaning, low=0, high=10 ** 12, choices=()):
     """A field of Settings: its default, its line in --help, and the values that it may have."""
     return field(default=default, metadata={"meaning": meaning, "low": low, "high": high, "choices": choices})
@@ -206,7 +205,6 @@ def check_name(what, name, names):
         raise ValueError(f"{what} is {name!r}; the nearest of {len(names)} are {', '.join(map(repr, close))}")
 
 
-# ------------------------------------------------ learning rate and optimizers
 def lr_factor(step, job):
     """The share of the peak rate: a linear warm-up, half a cosine until step lr_until, then lr_floor."""
     if step < job.warmup:

@@ -452,17 +452,10 @@ def pairs_table(log, pairs):
 
 def running_table(log):
     """Where the arms stand that have begun and not ended."""
-    keys = [key for key in PANELS if log.has(key)]
-    rows = []
+    keys, rows = [key for key in PANELS if log.has(key)], []
     for (arm, seed), (*_, row) in log.running.items():
         rows.append([arm, str(seed), f"{row['step']} of {log.last}", *(f"{row[key]:.2f}" for key in keys)])
     return markdown(["arm", "seed", "step", *(PANELS[key] for key in keys)], rows)
-
-
-def tasks_table(log, arms):
-    """Accuracies of every file of multiple choice: the likeliest choice, and the likeliest per byte."""
-    return ends_table(log, arms, {f"{task} {key}": f"{task}, {key} %" for task in log.tasks
-                                  for key in ("acc", "acc_norm")})
 
 
 def percents(read, keys, arm, step):
@@ -523,10 +516,11 @@ def report_text(log, info, claims, interval):
              f"Chance: Copain {log.chance['copain']:.1f}% by copying a random element of the list, label "
              f"task {log.chance['label_target']:.0f}%, cloze task 25%."]
     if log.tasks:
-        items = ", ".join(f"{task} with {log.rows[log.arms[0], log.seeds[0], 0][task + ' items']} items"
-                          for task in log.tasks)
-        text += ["## Task by task", f"The label task is the mean of {items}. acc: the choice of the highest "
-                 "log-probability; acc_norm: of the highest per byte.", tasks_table(log, arms)]
+        keys = [f"{task} {key}" for task in log.tasks for key in ("acc", "acc_norm")]
+        items = [f"{task} with {log(log.arms[0], task + ' items')[0]} items" for task in log.tasks]
+        text += ["## Task by task", f"The label task is the mean of {', '.join(items)}. acc: the likeliest "
+                 "choice is right; acc_norm: the likeliest per byte.",
+                 ends_table(log, arms, {key: f"{key} %" for key in keys})]
     if claims:
         with_criterion = {"id": "id", "claim": "claim", "criterion": "criterion"} | columns
         text += ["## Verdicts", "Criteria were fixed before the run (results/report.py); te is the arm "
@@ -588,8 +582,6 @@ def report(folder):
         parts += [UNFINISHED, running_table(log)]
     if log.seeds:
         parts += [ends_table(log, info["arms"], HEADINGS, 7), log.runs + interval]
-    if log.seeds and log.tasks:
-        parts.append(tasks_table(log, info["arms"]))
     found = [f"{v['id']} {v['verdict'] + log.of_run:>14}: {v['claim']} ({v['number']})" for v in claims
              if v["verdict"] != "not run"]
     if found and not smoke:
