@@ -1,21 +1,21 @@
 """The benchmark.
 
-Copain (Contextual Pattern Inference, Elhady et al. 2025) asks for seven rules over short lists, with three
-shots. It measures in-context learning (ICL) alone: no word of any language occurs. The label task names the
-kind of a noun by a letter: it needs ICL and the meaning of words. The cloze task asks which of four ends a
-sentence has: it needs no ICL. Both are asked in the target language and in English.
+Copain (Elhady et al. 2025) asks for seven rules over short lists, with three shots. It measures in-context
+learning (ICL) alone: no word of any language occurs. The label task names the kind of a noun by a letter: it
+needs ICL and the meaning of words. The cloze task asks which of four ends a sentence has: it needs no ICL.
 
     python bench.py --show                       prints every kind of prompt
     python bench.py runs/laptop/seed3000/ema.pt  benchmarks a checkpoint
     python bench.py EMA.pt --sample "the dog"    prints documents that begin so
     python bench.py gpt2/ --copain CoPain/ --task belebele_eu.jsonl --shots 5    a model on benchmark files
+    python bench.py --hf FOLDER --copain CoPain/    any causal model that the package transformers can load
 """
-import functools
 import itertools
 import math
 import sys
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from random import Random
 
@@ -24,19 +24,13 @@ import torch
 
 from data import (ADJECTIVES, CATEGORIES, COPAIN_TASKS, EOT, HELD_OUT_FORMAT, HELD_OUT_RULE, LETTERS, NOUNS,
                   VERBS, Tokenizer, World, draw_list, is_reserved, list_line, load_tokenizer,
-                  noun_phrase, one_line_parser, read_json_lines, refuse, require)
-from model import load_checkpoint, load_gpt2, model_from_checkpoint
+                  noun_phrase, one_line_parser, read_json_lines, require, run_command)
+from model import GPTConfig, load_checkpoint, load_gpt2, model_from_checkpoint
 
-# The two odd-one-out rules need no shots: four integers with one odd one among them say what is asked.
-SHOT_RULES = [task for task in COPAIN_TASKS if not task.endswith("_group")]
-
-
-def copain_chance(tasks=COPAIN_TASKS):
-    """Percent right by copying a random element of the list: 3 elements, 4 in the two odd-one-out rules."""
-    return 100 * float(np.mean([1 / 4 if task.endswith("_group") else 1 / 3 for task in tasks]))
+SHOT_RULES = [task for task in COPAIN_TASKS if not task.endswith("_group")]  # the others say what they ask
 
 
-# ------------------------------------------------------- items
+# ------------------------------------------------ items
 @dataclass(frozen=True)
 class Item:
     """A question, the choices of its answer, and the examples (shots) that stand before it."""
@@ -48,10 +42,9 @@ class Item:
     shots: tuple = ()    # items, whose answers are shown
 
     def text(self, form="prompt"):
-        """What a model reads: the shots and the question. In the form `zero_shot`, the question alone. In
-        `shuffled`, the shots have wrong answers, which teach the format and not the rule: other choices, or,
-        if all have the same choices, the right answers in another order."""
-        shots = () if form == "zero_shot" else self.shots
+        """The shots and the question; in the form `zero-shot`, the question alone. In `shuffled` the shots
+        have wrong answers: other choices or, if all have the same, the right answers in another order."""
+        shots = () if form == "zero-shot" else self.shots
         answers = [shot.answer for shot in shots]
         if form == "shuffled":
             rng = Random(self.text())
@@ -69,8 +62,7 @@ def label_item(task, word, letter, letters):
 
 
 def copain_items(world, n_per_task=150, n_shots=3, seed=0, tasks=COPAIN_TASKS):
-    """Items of list rules, by default Copain's seven. Each list is reserved in every order of its elements,
-    so training draws it in none. No two lists of a prompt have the same elements."""
+    """Items of list rules, on lists that training never draws; no two of a prompt have the same elements."""
     items = {}
     for task in tasks:
         rng, wanted = Random(f"copain/{task}/{seed}"), len(items) + n_per_task
@@ -98,7 +90,7 @@ def recall_items(n_items=150, n_shots=6, seed=0):
 
 
 def label_items(lang, target, n_items=300, n_shots=6, seed=0):
-    """The label task in `lang`, without cognates of `target`: the same in any language, translated."""
+    """The label task in `lang`, without cognates of `target`."""
     rng, items, nouns = Random(f"labels/{seed}"), [], target.own_nouns()
     for _ in range(n_items):
         letter = dict(zip(rng.sample(CATEGORIES, 2), rng.sample(LETTERS, 2)))
@@ -111,7 +103,7 @@ def label_items(lang, target, n_items=300, n_shots=6, seed=0):
 
 
 def cloze_items(lang, target, n_items=200, seed=0):
-    """The cloze task in `lang`, without cognates of `target`. Subject and verb admit one of four objects."""
+    """The cloze task in `lang`, without cognates of `target`: subject and verb admit one object."""
     rng, items, nouns = Random(f"cloze/{seed}"), [], target.own_nouns()
     before, after = lang.order.split("O")
     for _ in range(n_items):
@@ -128,8 +120,7 @@ def cloze_items(lang, target, n_items=200, seed=0):
 
 
 def add_shots(file, items, n_shots):
-    """Items with shots, from pairs (what is asked, item). The shots are the next items, around the file's
-    end, that ask something else than it and than each other."""
+    """Items with shots, from pairs (what is asked, item): the next items that ask something else."""
     different = dict(items)
     require(0 <= n_shots < len(different), f"--shots is {n_shots}, expected 0 or more, and fewer than the "
                                            f"{len(different)} different questions of {file}")
@@ -140,7 +131,7 @@ def add_shots(file, items, n_shots):
 
 def read_copain(path, n_shots=3):
     """Items of Copain as published: JSON lines in TASK.jsonl or TASK/test.jsonl, each with one list and a
-    `target`, one of its elements. path: a file or a folder. Lists in another order ask the same."""
+    `target`, one of its elements. Lists in another order ask the same."""
     path, found = Path(path), []
     for file in sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]:
         task, items = file.parent.name if file.stem in ("test", "data") else file.stem, []
@@ -173,30 +164,32 @@ def read_choices(path, n_shots=5):
     return add_shots(path, items, n_shots)
 
 
-def occurrences(items, tok, sources, window=12, piece=1 << 20):
-    """{name: how many of the items' questions occur in that source}; sources: {name: array of token ids}.
-    Looked for, by a hash, are the `window` tokens in the middle of a question, or all of a shorter one."""
+def read_tasks(paths, **shots):
+    """{name: items} of files of multiple choice, named after their files. shots: n_shots, or nothing."""
+    names = [Path(path).name.split(".")[0] for path in paths]
+    require(len(set(names)) == len(names), f"two files of --task have one name, of {names}: rename one")
+    return {name: read_choices(path, **shots) for name, path in zip(names, paths)}
+
+
+def occurrences(items, tok, source, window=12, piece=1 << 20):
+    """How many of the items' questions occur in a source, an array of token ids. Looked for, by a hash, are
+    the `window` tokens in the middle of a question; questions with fewer tokens are not looked for."""
     factors = np.random.default_rng(0).integers(1 << 63, size=window, dtype=np.uint64)
-    asked, counts = defaultdict(list), {}  # asked: {n: hashes of n tokens}, one for each question
+    asked, found = [], set()  # hashes: sums modulo 2^64
     for item in items:
-        ids = tok.encode(f" {item.question}")  # as inside a document
-        n = min(window, len(ids))
-        middle = np.array(ids[(len(ids) - n) // 2:][:n], dtype=np.uint64)
-        asked[n].append(int(middle @ factors[:n]))  # modulo 2^64
-    for name, source in sources.items():
-        counts[name] = 0
-        for n, hashes in asked.items():
-            found = set()
-            for start in range(0, len(source) - n + 1, piece):  # a source may be larger than memory
-                ids = np.asarray(source[start:start + piece + n - 1], dtype=np.uint64)
-                rows = np.lib.stride_tricks.sliding_window_view(ids, n)  # (piece, n)
-                found.update(set(hashes).intersection((rows @ factors[:n]).tolist()))
-            counts[name] += sum(x in found for x in hashes)
-    return counts
+        ids = np.array(tok.encode(f" {item.question}"), dtype=np.uint64)  # as inside a document
+        if len(ids) >= window:
+            start = (len(ids) - window) // 2
+            asked.append(int(ids[start:start + window] @ factors))
+    for start in range(0, len(source) - window + 1, piece):  # a source may be larger than memory
+        ids = np.asarray(source[start:start + piece + window - 1], dtype=np.uint64)
+        rows = np.lib.stride_tricks.sliding_window_view(ids, window)  # (piece, window)
+        found.update(set(asked).intersection((rows @ factors).tolist()))
+    return sum(x in found for x in asked)
 
 
-# ----------------------------------------------------- scoring
-@functools.lru_cache(maxsize=1 << 14)
+# ------------------------------------------------ scoring
+@lru_cache(maxsize=1 << 14)
 def encode_item(tok, item, form="prompt"):
     """(prompt, choices) as token ids: encoded jointly, then split, as a model sees them in training."""
     text = item.text(form)
@@ -205,9 +198,8 @@ def encode_item(tok, item, form="prompt"):
 
 
 def fit(tok, items, longest):
-    """(the items as they fit into a context of `longest` tokens, {"lost_shots": how many of them lose shots,
-    "cut": how many a part of their question}). Whole shots are dropped, from the left; only a question that
-    does not fit alone loses its beginning. ValueError if choices do not fit."""
+    """(the items as they fit into a context of `longest` tokens, {"lost_shots": how many lose shots, "cut":
+    how many the beginning of a question that does not fit alone}). ValueError if choices do not fit."""
     fitting, lost = [], {"lost_shots": 0, "cut": 0}
     for item in items:
         n_shots, question = len(item.shots), item.question
@@ -246,7 +238,7 @@ def by_length(model, rows):
 @torch.no_grad()
 def greedy_answers(model, tok, prompts, max_new_tokens):
     """Greedy answers to prompts (lists of token ids) up to the end of a line; None where none ends."""
-    ends = {i for token, i in tok.ranks.items() if b"\n" in token} | {tok.eot}
+    ends = tok.line_ends()
     rows, answers = [list(prompt) for prompt in prompts], [None] * len(prompts)
     for _ in range(max_new_tokens):
         unfinished = [i for i, answer in enumerate(answers) if answer is None]
@@ -273,8 +265,9 @@ def choice_logprobs(model, prompts, choices):
     rows, scores = list(fed), [[0.0] * len(some) for some in choices]
     for chunk, idx in by_length(model, rows):
         K = max(len(choices[n][k]) for i in chunk for n, k in fed[rows[i]])
-        logits = model(idx, last_only=K == 1)[0].view(len(chunk), -1, model.config.vocab_size)
-        logp = logits[:, -K:].float().log_softmax(-1).cpu().numpy()  # (B, K, V)
+        logits = model(idx, last_only=K == 1)[0]
+        logits = logits.reshape(len(chunk), -1, logits.size(-1))[:, -K:]
+        logp = logits.float().log_softmax(-1).cpu().numpy()  # (B, K, V)
         for b, i in enumerate(chunk):
             for n, k in fed[rows[i]]:
                 choice = choices[n][k]
@@ -296,17 +289,22 @@ def copain_metrics(model, tok, items, form="prompt"):
 
 
 def choice_metrics(model, tok, items, form="prompt"):
-    """(percent right, perplexity of the right choice). The likeliest choice is the model's answer; if n are
-    equally likely, a right one among them counts 1 / n. A score that is not finite is a ValueError."""
+    """The answer is the choice with the highest summed log-probability (`acc`, percent right), or the highest
+    per byte of its text (`acc_norm`, lm-evaluation-harness's acc_bytes; its acc_norm is per character).
+    Of n equal ones a right one counts 1 / n. `chance` is of guessing, `ppl` the right choice's perplexity."""
     prompts, choices = zip(*[encode_item(tok, item, form) for item in items])
-    right, logprobs = [], []
+    right, right_per_byte, logprobs = [], [], []
     for item, scores in zip(items, choice_logprobs(model, prompts, choices)):
         require(np.isfinite(scores).all(),
                 f"{item.task}: a broken model scores {scores} after {item.text(form)[:60]!r}")
-        logprob = scores[item.choices.index(item.answer)]
-        right.append(1 / scores.count(logprob) if logprob == max(scores) else 0)
-        logprobs.append(logprob)
-    return 100 * float(np.mean(right)), math.exp(min(-np.mean(logprobs), 700))
+        answer = item.choices.index(item.answer)
+        per_byte = [score / len(choice.encode()) for score, choice in zip(scores, item.choices)]
+        for xs, found in ((scores, right), (per_byte, right_per_byte)):
+            found.append(1 / xs.count(xs[answer]) if xs[answer] == max(xs) else 0)
+        logprobs.append(scores[answer])
+    return {"acc": 100 * float(np.mean(right)), "acc_norm": 100 * float(np.mean(right_per_byte)),
+            "chance": 100 * float(np.mean([1 / len(item.choices) for item in items])), "items": len(items),
+            "ppl": math.exp(min(-np.mean(logprobs), 700))}  # which overflows at 710
 
 
 @torch.no_grad()
@@ -332,11 +330,10 @@ def perplexities(model, tok, name, ids, n_blocks, block_size):
 
 
 def parameter_shift(model, base):
-    """How far the weights are from `base`, {name: tensor}. shift_l2 is the mean over the parameter tensors of
-    the L2 norm of theta - theta_base, as in the paper's release; shift_embeddings and shift_blocks are that
-    of a part; shift_relative is the norm of the whole difference over that of theta_base."""
-    names = [name for name, _ in model.named_parameters()]
-    shift = np.array([(p - base[name]).norm().item() for name, p in model.named_parameters()])
+    """How far the weights are from `base`, {name: tensor}. shift_l2, as in the paper's release, is the mean
+    over the parameter tensors of the L2 norm of theta - theta_base, shift_relative of all as one vector."""
+    names, params = zip(*model.named_parameters())
+    shift = np.array([(p - base[name]).norm().item() for name, p in zip(names, params)])
     size = np.array([base[name].norm().item() for name in names])
     blocks = [".h." in name for name in names]
     embeddings = [".wte." in name or ".wpe." in name for name in names]
@@ -347,8 +344,8 @@ def parameter_shift(model, base):
 
 @torch.no_grad()
 def token_shift(model, base, english, target):
-    """How far the embeddings of tokens are from `base`, as the mean L2 norm of their change: of the tokens that
-    occur in the target's text, and of those that occur in English text alone."""
+    """How far the embeddings of tokens are from `base`, as the mean L2 norm of their change: of the tokens in
+    the target's text, and of those in English text alone."""
     name = "transformer.wte.weight"
     shift = (dict(model.named_parameters())[name] - base[name]).norm(dim=1).cpu().numpy()  # (V,)
     in_target = np.unique(target)
@@ -358,56 +355,63 @@ def token_shift(model, base, english, target):
 
 # -------------------------------------------- a row of the log
 class Benchmark:
-    """All items of a world. task: a file of multiple choice in the place of the label task. Its prompts are
-    made to fit into block_size; `lost` says what that costs (see fit). ValueError if others do not fit."""
+    """All items of a world. files: of multiple choice, in the place of the label task. Their prompts are made
+    to fit into block_size; `lost` says what that costs (see fit). ValueError if others do not fit."""
 
-    def __init__(self, world, tok, n_copain=150, n_label=300, n_cloze=200, seed=0, task="", shots=5,
+    def __init__(self, world, tok, n_copain=150, n_label=300, n_cloze=200, seed=0, files=(), shots=5,
                  block_size=1024):
         self.tok, self.block_size, languages = tok, block_size, world.languages()
         self.copain = copain_items(world, n_copain, seed=seed)
         self.held_out = copain_items(world, n_copain, seed=seed, tasks=[HELD_OUT_RULE])
         self.probes = {"recall": recall_items(n_copain, seed=seed), "held_out_restricted": self.held_out}
-        self.label, self.lost, target = {}, {}, languages["target"]
+        self.label, self.lost, target = {}, {}, languages["target"]  # label: {language: {task: items}}
         for name in ("english", "target"):
-            if n_label and not task:
-                self.label[name] = label_items(languages[name], target, n_label, seed=seed)
+            if n_label and not files:
+                self.label[name] = {"label": label_items(languages[name], target, n_label, seed=seed)}
             if n_cloze:
                 self.probes[f"cloze_{name}"] = cloze_items(languages[name], target, n_cloze, seed=seed)
-        if task:
-            self.label["target"], self.lost = fit(tok, read_choices(task, shots), block_size)
-        lists = [self.copain, *self.probes.values(), *self.label.values()]
+        if files:
+            self.label["target"] = {}
+            for name, items in read_tasks(files, n_shots=shots).items():
+                self.label["target"][name], self.lost[name] = fit(tok, items, block_size)
+        lists = [self.copain, *self.probes.values()]
+        for tasks in self.label.values():
+            lists += tasks.values()
         longest = max(longest_prompt(tok, items) for items in lists)
         require(longest <= block_size, f"the longest prompt has {longest} tokens with its answer, but "
                                        f"--block_size is {block_size}: raise it")
 
     def __call__(self, model, full=True):
         """The metrics of a model; accuracies in percent. Probes and most controls only with `full`.
-
-            copain, copain_tasks        exact match, overall and {rule: exact match}
-            copain_not_in_list, copain_wrong_element    the two kinds of errors
+            copain, copain_not_in_list, copain_wrong_element, copain_tasks    see copain_metrics
             copain_restricted           right where only the elements of the list compete
             five, gain                  of SHOT_RULES, and how much less it is without shots
-            label_L, label_ppl_L        label task of language L, and perplexity of the right label
+            label_L, label_ppl_L        label task of language L, or the means over the files of --task
             ..._zero-shot, ..._shuffled controls, see Item.text
+            NAME acc, NAME items, ...   of each file, see choice_metrics and fit
         """
         how = model, self.tok
-        row, zero = copain_metrics(*how, self.copain), copain_metrics(*how, self.copain, "zero_shot")
-        row["copain_restricted"], _ = choice_metrics(*how, self.copain)
+        row, zero = copain_metrics(*how, self.copain), copain_metrics(*how, self.copain, "zero-shot")
+        row["copain_restricted"] = choice_metrics(*how, self.copain)["acc"]
         row["copain_zero-shot"] = zero["copain"]
         row["five"] = float(np.mean([row["copain_tasks"][task] for task in SHOT_RULES]))
         row["five_zero-shot"] = float(np.mean([zero["copain_tasks"][task] for task in SHOT_RULES]))
         row["gain"] = row["five"] - row["five_zero-shot"]
         row["copain_tasks"] |= {f"{task}_zero-shot": x for task, x in zero["copain_tasks"].items()}
-        for name, items in self.label.items():
-            row[f"label_{name}"], row[f"label_ppl_{name}"] = choice_metrics(*how, items)
-            if full:
-                row[f"label_{name}_zero-shot"], _ = choice_metrics(*how, items, "zero_shot")
-                row[f"label_{name}_shuffled"], _ = choice_metrics(*how, items, "shuffled")
-        row |= {f"label_target_{what}": n for what, n in self.lost.items()}
+        for language, tasks in self.label.items():
+            scores = {task: choice_metrics(*how, items) for task, items in tasks.items()}
+            row[f"label_{language}"] = float(np.mean([score["acc"] for score in scores.values()]))
+            ppls = [score["ppl"] ** (1 / len(scores)) for score in scores.values()]
+            row[f"label_ppl_{language}"] = float(np.prod(ppls))  # the geometric mean
+            for form in ("zero-shot", "shuffled") if full else ():
+                right = [choice_metrics(*how, items, form)["acc"] for items in tasks.values()]
+                row[f"label_{language}_{form}"] = float(np.mean(right))
+            for task, lost in self.lost.items():
+                row |= {f"{task} {key}": value for key, value in (scores[task] | lost).items()}
         if not full:
             return row
         for name, items in self.probes.items():
-            row[name], _ = choice_metrics(*how, items)
+            row[name] = choice_metrics(*how, items)["acc"]
         row["held_out_rule"] = copain_metrics(*how, self.held_out)["copain"]
         row["copain_shuffled"] = copain_metrics(*how, self.copain, "shuffled")["copain"]
         return row
@@ -437,24 +441,33 @@ def show(world):
     print(f"--- label, shuffled\n{item.text('shuffled')}\n--- label, zero-shot\n{item.question}")
 
 
-def score_files(model, tok, copain=None, tasks=(), n_shots=None):
-    """{metric: value} of a model on benchmark files: Copain's (a file or folder), and multiple choice."""
-    row, T, shots = {}, model.config.block_size, {} if n_shots is None else {"n_shots": n_shots}
-    if copain:
-        items, lost = fit(tok, read_copain(copain, **shots), T)
-        row |= copain_metrics(model, tok, items) | {f"copain {what}": n for what, n in lost.items()}
-        row["copain_restricted"], _ = choice_metrics(model, tok, items)
-    for path in tasks:
-        items, lost = fit(tok, read_choices(path, **shots), T)
-        row[f"{path} %"], row[f"{path} ppl"] = choice_metrics(model, tok, items)
-        row |= {f"{path} {what}": n for what, n in lost.items()}
-    return row
+class HFModel(torch.nn.Module):
+    """A causal model that the package transformers loads from a folder, in float32, and its tokenizer: what
+    this file asks of a GPT and of a Tokenizer. Where no token begins a text, the one that ends it does."""
+
+    def __init__(self, folder):
+        super().__init__()
+        from transformers import AutoModelForCausalLM, AutoTokenizer  # here, because nothing else needs them
+        self.model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).float().eval()
+        self.tok = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.eot = self.tok.eos_token_id if self.tok.bos_token_id is None else self.tok.bos_token_id
+        self.config = GPTConfig(block_size=getattr(self.model.config, "max_position_embeddings", 2048))
+        self.encode = partial(self.tok.encode, add_special_tokens=False)
+        self.decode = partial(self.tok.decode, clean_up_tokenization_spaces=False)
+
+    def forward(self, idx, last_only=True):
+        logits = self.model(idx, use_cache=False).logits  # (B, T, V)
+        return (logits[:, -1] if last_only else logits), None
+
+    def line_ends(self):
+        return {i for i in range(len(self.tok)) if "\n" in self.decode([i])} | {self.tok.eos_token_id}
 
 
 def main():
     parser = one_line_parser(argument_default=None, description=__doc__)
     flag = parser.add_argument
     flag("model", nargs="?", help="a .pt file under runs/, or a folder with the files of a GPT-2")
+    flag("--hf", metavar="FOLDER", help="any causal model that the package transformers can load")
     flag("--copain", metavar="PATH", help="Copain's rows as published: a file, or a folder of tasks")
     flag("--task", metavar="FILE", action="append", default=[], help="multiple choice; may be given again")
     flag("--shots", type=int, help="examples before each question; default 3 for --copain, 5 for --task")
@@ -465,26 +478,42 @@ def main():
     sys.stdout.reconfigure(errors="replace")  # of what a terminal lacks
     if flags.show:
         return show(World())
-    require(flags.model, "give a model, or --show")
-    if Path(flags.model).is_dir():
-        ckpt, model = None, load_gpt2(flags.model)
+    require(flags.model or flags.hf, "give a model, or --show")
+    print(flags.hf or flags.model)
+    ckpt = None
+    if flags.hf:
+        require(flags.copain or flags.task, "--hf needs benchmark files, --copain or --task")
+        try:
+            model = tok = HFModel(flags.hf)
+        except Exception as e:  # of many kinds, with many lines
+            reason = " ".join(f"{type(e).__name__}: {e}".split())[:200]
+            raise ValueError(f"{flags.hf} cannot be loaded ({reason}): give a folder with a model and its "
+                             "tokenizer; pip install transformers") from None
+    elif Path(flags.model).is_dir():
+        model = load_gpt2(flags.model)
         tok = load_tokenizer(flags.tokenizer or flags.model)
         require(tok.vocab_size <= model.config.vocab_size, f"{flags.model} lacks tokens of its tokenizer")
-        print(flags.model)
     else:
         ckpt = load_checkpoint(flags.model)
         model, tok = model_from_checkpoint(ckpt), Tokenizer.from_json(ckpt["tokenizer"])
-        print(f"{flags.model}: {ckpt['job']['name']}, step {ckpt['step']}")
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+        print(f"{ckpt['job']['name']}, step {ckpt['step']}")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
     if flags.sample is not None:
         torch.manual_seed(0)
-        start = torch.tensor([[tok.eot, *tok.encode(flags.sample)]] * 3)  # (3, T)
-        for ids in model.generate(start.to(model.lm_head.weight.device), 60, temperature=0.8).tolist():
+        start = torch.tensor([[tok.eot, *tok.encode(flags.sample)]] * 3, device=device)  # (3, T)
+        for ids in model.generate(start, 60, temperature=0.8).tolist():
             print(tok.decode(ids[1:]).split(EOT)[0], "\n")
         return
-    if flags.copain or flags.task:
-        row = score_files(model, tok, flags.copain, flags.task, flags.shots)
-    else:
+    row, T, shots = {}, model.config.block_size, {} if flags.shots is None else {"n_shots": flags.shots}
+    if flags.copain:
+        items, lost = fit(tok, read_copain(flags.copain, **shots), T)
+        row |= copain_metrics(model, tok, items) | {f"copain {what}": n for what, n in lost.items()}
+        row["copain_restricted"] = choice_metrics(model, tok, items)["acc"]
+    for name, items in read_tasks(flags.task, **shots).items():
+        items, lost = fit(tok, items, T)
+        row |= {f"{name} {key}": x for key, x in (choice_metrics(model, tok, items) | lost).items()}
+    if not row:
         require(ckpt, f"{flags.model} is not of the toy world: give benchmark files, --copain or --task")
         row = Benchmark(World(**ckpt["world"]), tok, *ckpt["benchmark"])(model)
     row |= row.pop("copain_tasks", {})
@@ -493,7 +522,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, MemoryError) as e:
-        refuse(e)
+    run_command(main)

@@ -2,13 +2,11 @@
 
 Two languages talk about one world. English has prose and patterns: documents that repeat one rule line after
 line. From these a model learns to learn in context. The target language has almost only prose. So the target
-corpus teaches words, English taught in-context learning, and some tasks need both: Elhady et al. 2025 in
-miniature. Some studies also use a third language, English prose or English patterns.
+corpus teaches words, English taught in-context learning, and some tasks need both.
 
     python data.py        # prints a document of every kind, and how it is tokenized
 
-Data flow: World -> write_corpus() -> text -> Tokenizer -> a file of ids per source -> Mixture.batch(step).
-Real text goes the same way, from files:
+World -> write_corpus() -> text -> Tokenizer -> a file of ids per source -> Mixture.batch(step). Real text:
 
     python data.py prepare --name eu corpus/*.txt more.jsonl.gz    # data/eu, with GPT-2's tokenizer
     python data.py prepare --name en c4/ --tokenizer data/eu       # a folder, with the tokenizer of the first
@@ -16,14 +14,12 @@ Real text goes the same way, from files:
 import argparse
 import gzip
 import hashlib
-import heapq
 import io
 import json
 import os
 import sys
 import zlib
 from collections import Counter, defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, chain, groupby, islice
@@ -41,7 +37,7 @@ def require(condition, message):
         raise ValueError(message)
 
 
-# ------------------------------------------------------------------------------------------------ the world
+# ------------------------------------------------ the world
 # Categories can be learned only from the company that nouns keep: which verbs and which adjectives they take.
 NOUNS = dict(
     animal="dog cat cow pig hen fox ant bat bee owl rat ram elk ape hog eel emu yak doe pup".split(),
@@ -65,7 +61,7 @@ SENTENCE_ENDS = {".": 80, ";": 6, ",": 6, " |": 2, " :": 2, " =": 2, " ->": 1, "
 
 @dataclass(frozen=True)
 class Language:
-    """One language over the world. words maps an English word to its form in this language."""
+    """One language over the world. words: {English word: its form}."""
     name: str
     words: dict
     order: str = "SVO"       # a permutation of S, V, O
@@ -83,7 +79,7 @@ ENGLISH = Language("english", {w: w for w in WORDS})
 
 def make_language(name, seed, order="SOV", cognates=0.5):
     """A language of generated words. In each category, the share `cognates` of nouns stays English."""
-    require(sorted(order) == ["O", "S", "V"], f"word order {order!r} is no permutation of S, V, O (try SOV)")
+    require(sorted(order) == ["O", "S", "V"], f"word order {order!r} is no permutation of S, V, O")
     require(0 <= cognates <= 1, f"the share of cognates is {cognates}, expected a number from 0 to 1")
     rng = Random(f"{name}/{seed}")
     syllables = [c + v for c in rng.sample("bdgklmnprstz", 9) for v in "aeiou"]
@@ -102,12 +98,11 @@ def make_language(name, seed, order="SOV", cognates=0.5):
     return Language(name, words, order, True, new_word(1), new_word(1))
 
 
-# ------------------------------------------------------------------------------------------------- patterns
+# ------------------------------------------------ patterns
 # A rule maps a list of elements to one of them. Seven are Copain's, and the English corpus rehearses them.
 # The held-out rule is in no corpus: it tells whether a model learns a rule from shots, or recognizes one.
-# draw_list() reads the name of a rule. Its first word is the place of the answer: in the sorted list
-# (integer, character), or in the list as it is written (element). In a _group one integer is even and the
-# others are odd, or the reverse.
+# The first word of a name is the place of the answer: in the sorted list (integer, character), or in the list
+# as it is written (element). In a _group one integer is even and the others are odd, or the reverse.
 COPAIN_TASKS = ["max_integer_in_list", "min_integer_in_list", "median_integer_in_list",
                 "even_integer_in_odd_group", "odd_integer_in_even_group", "first_character_in_list",
                 "last_character_in_list"]
@@ -135,7 +130,7 @@ def draw_list(rng, rule, max_integer, length=3):
 
 
 def is_reserved(elements):
-    """Whether 3 or 4 neighbours of a list, sorted, are of the eighth of all lists that the benchmark has."""
+    """Whether 3 or 4 neighbours of a list are of the eighth of all lists that the benchmark has."""
     runs = [sorted(elements[i:i + n]) for n in (3, 4) for i in range(len(elements) - n + 1)]
     return any(zlib.crc32(" ".join(run).encode()) % 8 == 0 for run in runs)
 
@@ -166,7 +161,6 @@ def draw_format(rng):
             return fmt
 
 
-# ------------------------------------------------------------------------------------------------ documents
 @dataclass(frozen=True)
 class World:
     """What there is to write about, and in which languages; SOURCES says which corpora come of it."""
@@ -201,8 +195,7 @@ def noun_phrase(lang, noun, adjective=None, ending=""):
 
 def prose(rng, world, lang):
     """4 to 9 sentences. Nouns follow Zipf's law. Their categories decide the verb. Adjectives mostly fit. A
-    fifth of the noun phrases has an integer or a letter before it. So integers, letters and signs are words
-    that prose uses, too, as in real text."""
+    fifth of the noun phrases has an integer or a letter before it, as in real text."""
     def quantity():
         u = rng.random()
         if u < 0.15:
@@ -279,7 +272,7 @@ def write_corpus(world, source, n_documents, seed):
     return [DOCUMENT_KINDS[kind](rng, world, lang) for kind in kinds]
 
 
-# -------------------------------------------------------------------------------------------------- tokenizer
+# ------------------------------------------------ tokenizer
 EOT = "<|endoftext|>"
 # Patterns that cut a text into words before byte-pair encoding. A word brings the space before it.
 SPLIT = r""" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
@@ -287,29 +280,25 @@ GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)|" + SPLIT  # GPT-2's own, with English contr
 
 
 def train_bpe(texts, vocab_size):
-    """Byte-pair encoding (Sennrich et al. 2016) over bytes: merges the most frequent pair, of equals the one
-    that sorts first, until the vocabulary is full or every word is one token. Returns {token bytes: rank}."""
+    """Byte-pair encoding (Sennrich et al. 2016): merges the most frequent pair, of equals the one that sorts
+    first, until the vocabulary is full or every word is one token. Returns {token bytes: rank}."""
     ranks = {bytes([b]): b for b in range(256)}
     histogram = Counter(word for text in texts for word in regex.findall(SPLIT, text))
     pieces = {word: [bytes([b]) for b in word.encode()] for word in histogram}
     pairs, where = Counter(), defaultdict(set)  # how often a pair occurs, and in which words
-    changed, heap = set(), []                   # the heap also holds outdated counts, which are skipped
 
     def add(word, n):
         for pair in zip(pieces[word], pieces[word][1:]):
             pairs[pair] += n
             where[pair].add(word)
-            changed.add(pair)
+            if not pairs[pair]:
+                del pairs[pair]
 
     for word, n in histogram.items():
         add(word, n)
-    while (changed or heap) and len(ranks) < vocab_size - 1:  # one id is kept for EOT
-        for pair in changed:
-            heapq.heappush(heap, (-pairs[pair], pair))
-        changed.clear()
-        n, best = heapq.heappop(heap)
-        if n == 0 or -n != pairs[best]:
-            continue
+    while pairs and len(ranks) < vocab_size - 1:  # one id is kept for EOT
+        most = max(pairs.values())
+        best = min(pair for pair, n in pairs.items() if n == most)
         ranks[best[0] + best[1]] = len(ranks)
         for word in where[best]:
             add(word, -histogram[word])
@@ -334,22 +323,20 @@ class Tokenizer:
         self.encoding = tiktoken.Encoding("nanocpt", pat_str=split, mergeable_ranks=ranks,
                                           special_tokens={EOT: self.eot})
         self.tokens = {i: token for token, i in ranks.items()} | {self.eot: EOT.encode()}
-
-    def encode(self, text):
-        return self.encoding.encode_ordinary(text)
+        self.encode = self.encoding.encode_ordinary  # encode(text): a list of ids
 
     def decode(self, ids):
-        """The text of ids. An id without a token, as in a model's padded vocabulary, becomes U+FFFD."""
+        """The text of ids. An id without a token becomes U+FFFD."""
         return b"".join(self.tokens.get(int(i), b"\xff") for i in ids).decode("utf-8", "replace")
+
+    def line_ends(self):
+        """The ids that end a line of text: those of tokens with a newline, and EOT."""
+        return {i for i, token in self.tokens.items() if b"\n" in token} | {self.eot}
 
     def encode_documents(self, documents):
         """One array of ids: EOT before each document. A document that spells EOT is divided there."""
-        threads = os.cpu_count()  # tiktoken leaves Python's lock, so threads use all cores
-        size = max(1, len(documents) // (4 * threads))
-        texts = ["".join(EOT + d for d in documents[i:i + size]) for i in range(0, len(documents), size)]
-        with ThreadPoolExecutor(threads) as pool:
-            parts = pool.map(lambda text: self.encoding.encode_to_numpy(text, allowed_special={EOT}), texts)
-            return np.concatenate([np.empty(0, self.dtype), *parts]).astype(self.dtype)
+        ids = self.encoding.encode_batch([EOT + d for d in documents], allowed_special={EOT})
+        return np.fromiter(chain.from_iterable(ids), self.dtype)
 
     def to_json(self):
         tokens = {token.hex(): i for token, i in self.ranks.items()}
@@ -362,14 +349,11 @@ class Tokenizer:
         return cls(ranks, saved["split"], saved["eot"])
 
 
-# ---------------------------------------------------------------------------------------------------- sampler
 class Mixture:
     """Draws batches from named arrays of ids. A batch is a pure function of (seed, step) and its weights.
-
+    Each source has its own random stream, so runs with different weights see the same windows of it.
         mix = Mixture({"target": ids_a, "english": ids_b}, block_size=64, seed=0)
         x, y, rows = mix.batch(step=0, batch_size=32, weights={"target": .8, "english": .2})
-
-    Each source has its own random stream. So runs with different weights see the same windows of a source.
     """
 
     def __init__(self, sources, block_size, seed):
@@ -400,12 +384,12 @@ class Mixture:
         return xy[:, :-1], xy[:, 1:], np.array(rows)
 
 
-# ------------------------------------------------------------------------------------------------------ files
+# ------------------------------------------------ files
 FORMATS = {  # what files begin with that are no plain text
-    "a Git LFS pointer": rb"version https://git-lfs", "a tar archive": rb".{257}ustar",
-    "a zip archive": rb"PK[\x03\x05]", "gzip in gzip": rb"\x1f\x8b", "bzip2": rb"BZh\d1AY", "xz": rb"\xfd7zX",
-    "zstd": rb"\x28\xb5\x2f\xfd", "parquet": rb"PAR1[^ -~\s]", "UTF-16 or UTF-32": rb"\xff\xfe|\xfe\xff",
-    "UTF-16, UTF-32 or no text at all": rb".*\x00"}
+    "a Git LFS pointer": rb"version https://git-lfs", "a tar archive": rb".{257}ustar", "bzip2": rb"BZh\d1AY",
+    "a zip archive": rb"PK[\x03\x05]", "gzip in gzip": rb"\x1f\x8b", "xz": rb"\xfd7zX",
+    "zstd": rb"\x28\xb5\x2f\xfd", "parquet": rb"PAR1[^ -~\s]",
+    "UTF-16, UTF-32 or no text at all": rb"\xff\xfe|\xfe\xff|.*\x00"}
 TEXT_FILE = r"(?i)(?<!^manifest|^tokenizer)\.(txt|jsonl?|ndjson)(\.gz)?$"  # in a folder; not prepare's own
 JSON_FILE = r"(?i)\.(jsonl?|ndjson)(\.gz)?$"
 JSON_LINE = r'\s*(\[\s*)?\{\s*"|\s*[\[{]\s*$'  # what JSON begins with, whatever the name of the file
@@ -418,33 +402,44 @@ def refuse(message, code=2):
     sys.exit(code)
 
 
+def run_command(function, *args, **kwargs):
+    """Calls a function. A user's mistake, ValueError or OSError, gets one line and exit code 2."""
+    try:
+        function(*args, **kwargs)
+    except (ValueError, OSError, MemoryError) as e:
+        refuse(e)
+    except KeyboardInterrupt:
+        refuse("stopped; the same command starts again", 130)
+
+
 def sha256(path):
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+    is_empty = Path(path).stat().st_size == 0  # which cannot be mapped
+    return hashlib.sha256(b"" if is_empty else np.memmap(path, mode="r")).hexdigest()
 
 
-def write_atomically(path, write):
-    """Calls write(temporary path), then renames that file to path. So path never holds half a file. Raises
-    OSError with the path and the reason, such as a full disk; path then still holds what it held before."""
+def write_file(path, write):
+    """Writes a file whole or not at all, by write(file). OSError with the reason, such as a full disk."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two processes never share it
     try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as e:  # NumPy and torch do not tell what the system said
-        raise OSError(f"{path} cannot be written ({e}): is the disk full?") from None
+    except (OSError, RuntimeError) as e:
+        cause = e if isinstance(e, OSError) else e.__context__ or e  # torch.save hides "No space left"
+        raise OSError(f"cannot write {path}: {cause}; it still holds what it held") from None
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path, text):
+    write_file(path, lambda file: file.write(text.encode()))
+
+
 def read_lines(path, errors=None):
-    """Yields ("FILE, line N", line) of a text in UTF-8, also gzipped; a blank line is "". Lines end at \\n,
-    \\r\\n or \\r, not at U+2028, which JSON may hold. Byte-order marks go. errors is "strict", "replace", or
-    None in a command without that flag. Raises ValueError if the file is not such a text."""
+    """Yields ("FILE, line N", line) of a text in UTF-8, also gzipped; a blank line is "". Lines do not end at
+    U+2028, which JSON may hold. errors: "strict", "replace", or None in a command without that flag."""
     n = 0
     with open(path, "rb") as file:
         try:
@@ -481,8 +476,7 @@ def read_json_lines(path, errors=None):
 
 
 def write_json_lines(path, rows):
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    write_atomically(path, lambda part: part.write_text(text))
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def load_tokenizer(spec):
@@ -519,10 +513,10 @@ def published_tokenizer(folder):
     return Tokenizer(ranks, GPT2_SPLIT, eot)
 
 
-# -------------------------------------------------------------------------------------------------- real text
+# ------------------------------------------------ real text
 def find_texts(paths, found, others, are_named=True):
-    """Adds {real path: path} to found: the files and folders that are named, and below the folders the files
-    that may hold text. Counts in others why the rest is passed over. A link's target is taken once."""
+    """Adds {real path: path} to found: what is named, and below folders the files that may hold text. Counts
+    in others why the rest is passed over."""
     for path in paths:
         if path.name.startswith(".") and not are_named:
             others["hidden"] += 1
@@ -539,8 +533,8 @@ def find_texts(paths, found, others, are_named=True):
 
 
 def read_documents(path, field="text", errors="strict", skip_null=False):
-    """Yields the documents of a file that are not empty, in pieces of at most LONGEST_DOCUMENT characters.
-    JSON lines, which the ending or the first line tells, hold one each. Else blank lines separate them."""
+    """Yields the documents of a file in pieces of at most LONGEST_DOCUMENT characters. In JSON, which the
+    file's ending or its first line tells, each line holds one; else blank lines separate them."""
     first = next((line for _, line in read_lines(path, errors) if line), "")
     is_json = regex.search(JSON_FILE, path.name) or regex.match(JSON_LINE, first)
     for text in json_texts(path, field, errors, skip_null) if is_json else paragraphs(path, errors):
@@ -568,16 +562,15 @@ def json_texts(path, field, errors, skip_null):
 
 def prepare(name, paths, out="data", field="text", tokenizer="gpt2", vocab_size=8192, val=0.005,
             errors="strict", skip_null=False):
-    """Encodes text files into the folder out/name and returns it. Works in out/name.part; an interrupted run
-    starts again. Raises ValueError for a mistake, where possible before anything is written."""
+    """Encodes text files into the folder out/name and returns it. An interrupted run starts again."""
     final, part = Path(out) / name, Path(out) / f"{name}.part"
     require(not final.exists(), f"{final} is there already: choose another --name")
     require(0 < val < 1, f"--val is {val}, expected a share between 0 and 1")
     found, others = {}, Counter()
     find_texts(map(Path, paths), found, others)
     files = [path for path in found.values() if path.is_file()]
-    reasons = ", ".join(f"{n} {reason}" for reason, n in others.items())
-    print(f"{len(files)} files taken; passed over: {reasons or 'none'}")
+    passed_over = ", ".join(f"{n} {reason}" for reason, n in others.items())
+    print(f"{len(files)} files taken; passed over: {passed_over or 'none'}")
     read = partial(read_documents, field=field, errors=errors, skip_null=skip_null)
     empty = [str(file) for file in files if not any(read(file))]  # a wrong --field is found here, too
     require(files and not empty, f"no text in {', '.join(empty or map(str, paths))}")
@@ -588,25 +581,22 @@ def prepare(name, paths, out="data", field="text", tokenizer="gpt2", vocab_size=
     else:
         tok = load_tokenizer(tokenizer)
     documents = chain.from_iterable(map(read, files))
-    tokens, digest = {"train": 0, "val": 0}, hashlib.sha256()
     part.mkdir(parents=True, exist_ok=True)
-    with open(part / "train.bin", "wb") as train_file, open(part / "val.bin", "wb") as val_file, \
-            tqdm(unit=" documents") as bar:
+    bins = {side: part / f"{side}.bin" for side in ("train", "val")}
+    with open(bins["train"], "wb") as train, open(bins["val"], "wb") as held_out, tqdm(unit=" texts") as bar:
         while batch := list(islice(documents, 1000)):
             texts = {"train": [], "val": []}
             for text in batch:  # a hash decides: equal documents share a side, a smaller --val is in a larger
                 is_held_out = zlib.crc32(text.encode()) < val * 2 ** 32
                 texts["val" if is_held_out else "train"].append(text)
-            ids = {side: tok.encode_documents(texts[side]) for side in texts}
-            train_file.write(ids["train"])
-            digest.update(ids["train"])
-            val_file.write(ids["val"])
-            tokens = {side: n + len(ids[side]) for side, n in tokens.items()}
+            train.write(tok.encode_documents(texts["train"]))
+            held_out.write(tok.encode_documents(texts["val"]))
             bar.update(len(batch))
     (part / "tokenizer.json").write_text(tok.to_json())
+    tokens = {side: file.stat().st_size // tok.dtype.itemsize for side, file in bins.items()}
     manifest = dict(name=name, documents=bar.n, tokens=tokens, val=val, dtype=tok.dtype.name,
                     vocab_size=tok.vocab_size, tokenizer_sha256=sha256(part / "tokenizer.json"),
-                    sha256=digest.hexdigest(), files=[str(file) for file in files], passed_over=others)
+                    sha256=sha256(bins["train"]), files=[str(file) for file in files], passed_over=others)
     (part / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     load_manifest(part, 0)
     os.replace(part, final)
@@ -615,7 +605,7 @@ def prepare(name, paths, out="data", field="text", tokenizer="gpt2", vocab_size=
 
 
 def load_manifest(folder, block_size):
-    """The manifest of a prepared source, after a check of its tokenizer and of the sizes of its files."""
+    """The manifest of a prepared source, after a check of its tokenizer and of its files' sizes."""
     folder = Path(folder)
     try:
         manifest = json.loads(read_text(folder / "manifest.json"))
@@ -632,18 +622,9 @@ def load_manifest(folder, block_size):
     return manifest
 
 
-def held_out_overlap(a, b):
-    """How many held-out documents of the prepared source a are trained on in b, which has its tokenizer."""
-    tok, found = load_tokenizer(a), []
-    for file in (Path(a, "val.bin"), Path(b, "train.bin")):
-        ids = np.fromfile(file, tok.dtype)
-        found.append({document.tobytes() for document in np.split(ids, np.flatnonzero(ids == tok.eot))})
-    return len(found[0] & found[1] - {b""})
-
-
-# ----------------------------------------------------------------------------------------------- command line
+# ------------------------------------------------ command line
 def one_line_parser(argument_default=argparse.SUPPRESS, **kwargs):
-    """A parser that names a mistake in one line. By default, a flag that is not given is left out."""
+    """A parser that names a mistake in one line, and leaves out flags that are not given."""
     parser = argparse.ArgumentParser(allow_abbrev=False, argument_default=argument_default,
                                      formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
     parser.error = refuse
@@ -679,13 +660,7 @@ def main():
     if not words or words[0] not in commands.choices:
         words.insert(0, "show")
     flags = vars(parser.parse_args(words))
-    command = {"show": show, "prepare": prepare}[flags.pop("command")]
-    try:
-        command(**flags)
-    except (ValueError, OSError) as e:
-        refuse(e)
-    except KeyboardInterrupt:
-        refuse("stopped; the same command starts again", 130)
+    run_command({"show": show, "prepare": prepare}[flags.pop("command")], **flags)
 
 
 if __name__ == "__main__":

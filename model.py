@@ -1,7 +1,7 @@
 """GPT-2 in one file: the model, LoRA, checkpoints, and the published GPT-2 files in and out.
 
 The decoder of Radford et al. 2019: learned positions, LayerNorm before each sublayer, GELU, input and output
-embeddings tied. The toy GPT of the studies and the published 124M are one class at two sizes.
+embeddings tied.
 
     python model.py runs/eu/seed3000/target.pt --export eu-gpt2   # a checkpoint in the published format
     python -c "import model; print(model.GPT(model.GPTConfig()))"  # the 124M, layer by layer
@@ -12,7 +12,6 @@ hs = C / nh channels of a head, V vocabulary.
 import copy
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,15 +124,11 @@ class GPT(nn.Module):
         return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1)
 
     @torch.no_grad()
-    def generate(self, idx, max_new_tokens, temperature=1.0, generator=None):
-        """Appends max_new_tokens sampled tokens to idx (B, T): (B, T + max_new_tokens). Temperature 0 takes
-        the likeliest token. A context longer than block_size is cut from the left."""
+    def generate(self, idx, max_new_tokens, temperature=1.0):
+        """idx (B, T) with max_new_tokens sampled after it; the model sees the last block_size tokens."""
         for _ in range(max_new_tokens):
             logits = self(idx[:, -self.config.block_size:])[0].float()        # (B, V)
-            if temperature == 0:
-                following = logits.argmax(-1, keepdim=True)
-            else:
-                following = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
+            following = torch.multinomial((logits / temperature).softmax(-1), 1)
             idx = torch.cat((idx, following), dim=1)
         return idx
 
@@ -172,22 +167,7 @@ def merge_lora(model):
     return plain
 
 
-# ------------------------------------------------------------------------------------------------ checkpoints
-def write_file(path, write):
-    """Writes a file whole or not at all: write(file) fills a temporary one. OSError says why it failed."""
-    tmp = path.with_name(path.name + ".tmp")
-    try:
-        with open(tmp, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(tmp, path)
-    except (OSError, RuntimeError) as e:
-        tmp.unlink(missing_ok=True)
-        cause = e if isinstance(e, OSError) else e.__context__ or e  # torch.save hides "No space left"
-        raise OSError(f"cannot write {path}: {cause}; what was saved before is still there") from None
-
-
+# ------------------------------------------------ checkpoints
 def read_tensors(path, advice):
     """The dict in a file, on the CPU; runs no code of it. ValueError with the advice if it is damaged."""
     with open(path, "rb") as file:
@@ -201,21 +181,16 @@ def read_tensors(path, advice):
         return dict(torch.load(path, map_location="cpu", weights_only=True, mmap=mmap))
     except ImportError:
         raise OSError(f"to read {path}: pip install safetensors") from None
-    except OSError:
+    except (OSError, MemoryError):
         raise
     except Exception as e:  # a damaged file can lead to any exception
-        if isinstance(e, MemoryError) or "allocate" in str(e):  # torch raises RuntimeError
-            raise OSError(f"not enough memory to load {path}") from None
         raise ValueError(f"{path} is damaged or of another kind ({type(e).__name__}): {advice}") from None
 
 
-def save_checkpoint(path, ckpt):
-    """Writes a dict of numbers, strings and tensors. OSError if it cannot be written."""
-    write_file(Path(path), lambda file: torch.save(ckpt, file))
-
-
 def load_checkpoint(path):
-    """A checkpoint of train.py: a dict on the CPU. Raises what read_tensors does."""
+    """A checkpoint of train.py: a dict on the CPU. ValueError if there is none."""
+    if not Path(path).exists():
+        raise ValueError(f"there is no {path}: give a .pt file under runs/, or download GPT-2: {DOWNLOAD}")
     ckpt = read_tensors(Path(path), "give the .pt file of a job; if it is one, delete it to train again")
     if not {"config", "model", "job"} <= ckpt.keys():
         raise ValueError(f"{path} is not a nanoCPT checkpoint: give a .pt file that train.py wrote")
@@ -234,22 +209,23 @@ def model_from_checkpoint(ckpt):
     return merge_lora(model) if arm["lora_rank"] else model
 
 
-# ---------------------------------------------------------------------------------- the published GPT-2 files
+# ------------------------------------------------ the published GPT-2 files
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # stored as (in, out)
 MASKS = (".attn.bias", ".attn.masked_bias")  # the causal mask: some files hold it, no model needs it
 FIXED = {"model_type": "gpt2", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
          "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
+DOWNLOAD = "`hf download openai-community/gpt2 --local-dir gpt2`"
 
 
 def load_gpt2(folder):
-    """The GPT of a folder of published files. ValueError with what is missing, or wrong, or not supported."""
+    """The GPT of a folder of published files. ValueError with what is missing, wrong or not supported."""
     config, path = Path(folder, "config.json"), Path(folder, "model.safetensors")
     if not path.exists():
         path = Path(folder, "pytorch_model.bin")
     for file in (config, path):
         if not file.is_file():
-            raise ValueError(f"{file} is missing: `hf download openai-community/gpt2 --local-dir gpt2`. Of "
-                             "weights in several parts, save_pretrained() of transformers makes one file")
+            raise ValueError(f"{file} is missing: {DOWNLOAD}. Of weights in several parts, save_pretrained() "
+                             "of transformers makes one file")
     tensors = read_tensors(path, "download it again")
     try:
         c = json.loads(config.read_text())
@@ -284,18 +260,15 @@ def save_gpt2(model, folder):
         "architectures": ["GPT2LMHeadModel"], "activation_function": c.activation, "vocab_size": c.vocab_size,
         "n_positions": c.block_size, "n_layer": c.n_layer, "n_head": c.n_head, "n_embd": c.n_embd}
     folder.mkdir(parents=True, exist_ok=True)
-    write_file(folder / "model.safetensors", lambda file: file.write(save(tensors, {"format": "pt"})))
-    write_file(folder / "config.json", lambda file: file.write(json.dumps(config, indent=1).encode()))
+    (folder / "model.safetensors").write_bytes(save(tensors, {"format": "pt"}))
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
 
 
 if __name__ == "__main__":
-    from data import one_line_parser, refuse  # the command line's words for a mistake
+    from data import one_line_parser, run_command  # the command line's words for a mistake
     parser = one_line_parser(description=__doc__)
     parser.add_argument("checkpoint", help="a .pt file under runs/")
     parser.add_argument("--export", metavar="FOLDER", required=True, help="where to write it")
     flags = parser.parse_args()
-    try:
-        save_gpt2(model_from_checkpoint(load_checkpoint(flags.checkpoint)), flags.export)
-    except (ValueError, OSError) as e:
-        refuse(e)
+    run_command(lambda: save_gpt2(model_from_checkpoint(load_checkpoint(flags.checkpoint)), flags.export))
     print(f"{flags.export} is a GPT-2 as published; for its tokenizer, see bench.py --tokenizer")

@@ -1,21 +1,15 @@
 """Trains base models, continues their pretraining (CPT) in several arms, and draws the report of the study.
 
     python train.py                                  the study `main`, from random weights to the figure
-    python train.py --seeds 5                        five runs, each with its own base; 95% intervals
-    python train.py --study placement --seeds 5      another study of results/studies.py
+    python train.py --study placement --seeds 5      another study of results/studies.py; five runs
     python train.py --only lora-16                   one arm; your own is a line of ARMS below
-    python train.py --preset smoke                   every stage in a minute; its numbers mean nothing
-    python train.py --only base                      pretraining alone
     python train.py --only ema --init PATH/base.pt --name mine     one arm from a given base
-    python train.py --help                           every setting
     torchrun --nproc_per_node=2 train.py ...         each model on two GPUs (or CPU processes) at once
 
 The same command, given again, continues what was interrupted. Elhady et al. 2025 is "the paper" below.
 
-How it works: a job is one model to train, the base or an arm. prepare(job) writes its tokenizer and the
-tokens of its corpora. train(job) reads them and writes NAME.pt, a checkpoint, and NAME.jsonl, a log. The job
-`base` comes first; every arm starts from its end. run_jobs() trains several side by side, each in a process
-of its own. At the end finish() gathers the logs, and results/report.py draws the report.
+A job is one model to train, a base or an arm, which starts from a base. prepare(job) writes its tokens;
+train(job) reads them and writes NAME.pt, a checkpoint, and NAME.jsonl, a log; finish() gathers the logs.
 """
 import contextlib
 import functools
@@ -35,7 +29,6 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from difflib import get_close_matches
-from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -46,15 +39,13 @@ from tqdm import tqdm
 
 import bench
 from curriculum import Curriculum
-from data import (SOURCES, Mixture, Tokenizer, World, held_out_overlap, load_manifest, load_tokenizer,
-                  one_line_parser, read_json_lines, refuse, require, sha256, train_bpe, write_atomically,
-                  write_corpus, write_json_lines)
+from data import (SOURCES, Mixture, Tokenizer, World, load_manifest, load_tokenizer, one_line_parser,
+                  read_json_lines, refuse, require, sha256, train_bpe, write_corpus,
+                  write_file, write_json_lines, write_text)
 from ema import EMA
-from model import (GPT, GPTConfig, add_lora, load_checkpoint, load_gpt2, merge_lora, model_from_checkpoint,
-                   save_checkpoint)
+from model import GPT, GPTConfig, add_lora, load_checkpoint, load_gpt2, merge_lora, model_from_checkpoint
 
 
-# ------------------------------------------------------------------------------------------------------- arms
 @dataclass(frozen=True)
 class Arm:
     """What one CPT run does differently from plain training. Its peak rate is Settings.lr * lr_scale."""
@@ -77,13 +68,11 @@ ARMS = {
     "ema":            Arm("target=rest", ema_alpha=0.92),
     # your own: a line such as those above, run with python train.py --only its-name
 }
-OWN_ARMS = list(ARMS)  # those above; results/studies.py adds more
-BASES = {"": {}}       # a base is the settings that differ from those below
-SCHEDULES = {"": {}}   # a schedule of the learning rate is, too; see lr_factor()
-STUDIES = {}           # results/studies.py fills the last three tables
+OWN_ARMS = list(ARMS)
+# results/studies.py adds arms, and fills these; a base and a schedule of the rate are settings that differ
+BASES, SCHEDULES, STUDIES = {"": {}}, {"": {}}, {}
 
 
-# --------------------------------------------------------------------------------------------------- settings
 def setting(default, meaning, low=0, high=10 ** 12, choices=()):
     """A field of Settings: its default, its line in --help, and the values that it may have."""
     return field(default=default, metadata={"meaning": meaning, "low": low, "high": high, "choices": choices})
@@ -97,8 +86,7 @@ GATE = dict(gain=35.0, five=78.0, label_english=95.0, cloze_english=90.0)  # wha
 @dataclass
 class Settings:
     """Every number of a study. A preset states what differs from these values, and a flag overrides both."""
-    # the study
-    preset: str = setting("", "laptop, gpu or smoke; gpu where CUDA is found, else laptop")
+    preset: str = setting("", "laptop, gpu, smoke, text; by default text with --source and --init")
     name: str = setting("", "folder of the run under runs/; the name of the preset if not given")
     study: str = setting("main", "a study of results/studies.py", choices=STUDIES)
     seeds: int = setting(1, "number of runs, base included; run i adds i to the three seeds below", 1)
@@ -109,20 +97,18 @@ class Settings:
     init: str = setting("", "start the arms from this checkpoint, or from the files of a GPT-2 in a folder")
     # real text in place of the toy languages
     source: list = setting((), "NAME=FOLDER of `data.py prepare`, repeatable; first `target`, then `english`")
-    task: str = setting("", "file of multiple choice in the target language; it replaces the label task")
+    task: list = setting((), "file of multiple choice, repeatable; their mean replaces the label task")
     shots: int = setting(5, "examples before every question of --task")
     # the world
     target_order: str = setting("SOV", "word order of the target language")
     cognates: float = setting(0.5, "share of its nouns that are spelled as in English", 0, 0.8)
     documents: int = setting(40_000, "documents in the corpus of each language", 100)
-    tokenizer: str = setting("english", "trained on English alone, as the paper's, or jointly on all three "
-                             "languages", choices=("english", "joint"))
+    tokenizer: str = setting("english", "trained on english, or joint on all", choices=("english", "joint"))
     vocab_size: int = setting(540, "most tokens of the vocabulary", 257, 10 ** 6)
-    # the model
     n_layer: int = setting(3, "blocks", 1)
     n_head: int = setting(8, "attention heads of a block", 1)
     n_embd: int = setting(128, "channels", 1)
-    block_size: int = setting(64, "tokens in a row, the longest context", 1)
+    block_size: int = setting(64, "tokens in a row; of real text with --init: the base's, up to 1024", 1)
     # pretraining of the base: Muon for the matrices of the blocks, AdamW for the rest
     base_steps: int = setting(3200, "steps of the pretraining", 1, 10 ** 6)
     base_batch_size: int = setting(32, "rows in a batch of the pretraining", 1)
@@ -140,7 +126,6 @@ class Settings:
     weight_decay: float = setting(0.1, "weight decay, on matrices only")
     grad_clip: float = setting(1.0, "largest norm of the gradient", ABOVE_ZERO)
     accumulate: int = setting(1, "parts that a batch is cut into where it does not fit into memory", 1)
-    # evaluation
     copain_items: int = setting(50, "Copain items for each of its seven rules", 1, 10_000)
     label_items: int = setting(100, "items of the label task, and of the cloze task", 1)
     validation_blocks: int = setting(128, "blocks of validation text for a perplexity", 1)
@@ -152,7 +137,7 @@ class Settings:
     checkpoint_every: int = setting(250, "steps between two checkpoints", 1)
 
     def check(self):
-        """Raises ValueError with the flag, its value and the values that it may have."""
+        """Raises ValueError for a value that a flag cannot have."""
         for f in fields(self):
             value, low, high = getattr(self, f.name), f.metadata["low"], f.metadata["high"]
             if f.type in (int, float) and not low <= value <= high:  # NaN fails this, too
@@ -164,8 +149,8 @@ class Settings:
                                                         "folder under runs/: letters, digits, _ . + -")
         good = all(re.fullmatch(r"\w[\w+-]*=.+", text) for text in self.source)
         require(good and (not self.source or len(self.corpora()) == len(self.source)),
-                f"--source is {' '.join(self.source)}, expected NAME=FOLDER, as in eu=data/eu; every name "
-                "once, and not `target` or `english`, whose roles the first two play")
+                f"--source is {' '.join(self.source)}, expected NAME=FOLDER, as in eu=data/eu; each name "
+                "once; the first two become `target` and `english`")
         GPTConfig(self.vocab_size, self.block_size, self.n_layer, self.n_head, self.n_embd)
         self.world().languages()  # refuses an impossible word order
 
@@ -204,6 +189,9 @@ PRESETS = {
     "gpu": dict(documents=400_000, n_layer=8, n_head=8, n_embd=384, block_size=128, base_steps=8000,
                 base_batch_size=128, base_lr=1e-3, steps=4000, batch_size=64, lr=1e-3,
                 checkpoint_every=1000),
+    # for GPT-2's 124M on real text: the paper's schedule, and parts of 8 rows, which take 10 GB of memory
+    "text": dict(steps=2000, batch_size=64, accumulate=8, lr=2e-4, warmup=0.1, lr_until=1.0, lr_floor=0.033,
+                 validation_blocks=32, processes=1, checkpoint_every=500),
     "smoke": dict(documents=1500, n_layer=2, n_head=2, n_embd=32, base_steps=40, base_batch_size=8,
                   gate=0, steps=24, batch_size=8, copain_items=10, label_items=20,
                   validation_blocks=8, checkpoint_every=10),
@@ -217,7 +205,6 @@ def check_name(what, name, names):
         raise ValueError(f"{what} is {name!r}; the nearest of {len(names)} are {', '.join(map(repr, close))}")
 
 
-# ------------------------------------------------------------------------------- learning rate and optimizers
 def lr_factor(step, job):
     """The share of the peak rate: a linear warm-up, half a cosine until step lr_until, then lr_floor."""
     if step < job.warmup:
@@ -227,11 +214,7 @@ def lr_factor(step, job):
 
 
 class Muon(torch.optim.Optimizer):
-    """SGD with momentum whose steps are made orthogonal (Jordan 2024), in the dtype of the run. (That of
-    torch.optim.Muon is bfloat16, which takes many times as long where a CPU emulates it.)"""
-
-    def __init__(self, params, lr, weight_decay, dtype=torch.float32):
-        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, dtype=dtype))
+    """SGD with momentum whose steps are made orthogonal (Jordan 2024); torch.optim's is slow on most CPUs."""
 
     @torch.no_grad()
     def step(self):
@@ -257,8 +240,7 @@ def orthogonal(x):
 
 
 def make_optimizers(model, job):
-    """{"adamw": AdamW as in the paper, with weight decay on matrices only}; for a base also "muon", on the
-    matrices of the blocks. Every group of parameters has its `peak_lr`."""
+    """{"adamw": AdamW as in the paper; "muon": for the matrices of a base's blocks}."""
     s, of_muon, matrices, others = job.settings, [], [], []
     for name, p in model.named_parameters():
         if p.requires_grad and p.dim() < 2:
@@ -272,23 +254,22 @@ def make_optimizers(model, job):
     optimizers = {"adamw": torch.optim.AdamW(groups, lr=job.lr, betas=(0.9, 0.95), fused=True)}
     if of_muon:
         groups = [{"params": of_muon, "peak_lr": s.muon_lr}]
-        optimizers["muon"] = Muon(groups, s.muon_lr, weight_decay=0.01, dtype=getattr(torch, s.dtype))
+        options = dict(lr=s.muon_lr, weight_decay=0.01, dtype=getattr(torch, s.dtype))
+        optimizers["muon"] = Muon(groups, options)
     return optimizers
 
 
 @torch.no_grad()
 def pull_back(model, base, share):
-    """Moves the weights a share of the way back to `base` ({name: tensor}). This is the L2 penalty
-    0.5 |theta - theta_base|^2, decoupled from Adam as AdamW's weight decay is."""
+    """Moves the weights a share of the way back to `base`: an L2 penalty, decoupled as AdamW's decay is."""
     names, params = zip(*model.named_parameters())
     torch._foreach_lerp_(params, [base[name] for name in names], share)
 
 
-# ----------------------------------------------------------------------------------------------- the one loop
+# ------------------------------------------------ the one loop
 def train(job, line=0):
     """Trains a job to its end, from its checkpoint if it has one, and returns the rows of its log. line: of
-    the terminal, for its progress. Under torchrun all processes call this together: each takes its share of
-    every batch, the first one measures and writes."""
+    the terminal, for its progress. Under torchrun each process takes its share of every batch."""
     s, arm, (rank, world) = job.settings, job.arm, rank_and_world()
     tok, curriculum = load_tokenizer(job.data), Curriculum(arm.curriculum)
     mixture = Mixture(open_data(job, "train", curriculum.shapes, tok), s.block_size, job.data_seed)
@@ -357,13 +338,12 @@ def train(job, line=0):
 
 
 def rank_and_world():
-    """(which process this is, how many there are) of those that train one model together under torchrun."""
+    """(which process this is, how many there are) of those that torchrun started."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def look_at(job, step, losses):
-    """Training losses and gradient norms (n, 2) from a list of n such pairs; under torchrun, the means over
-    all processes. Raises ValueError if one is not finite."""
+    """Training losses and gradient norms (n, 2), all finite; under torchrun, means over the processes."""
     seen, (_, world) = torch.stack(losses), rank_and_world()
     if world > 1:
         dist.all_reduce(seen)
@@ -375,11 +355,10 @@ def look_at(job, step, losses):
 
 
 def measure(job, step, losses, model, ema, benchmark, base):
-    """A row of the log: where it comes from, the losses since the last row, and the metrics of the model with
-    LoRA merged, or of the average of a shadow EMA. Under torchrun the first process alone has the metrics."""
+    """A row of the log: its origin, the losses since the last row and, in the first process, the metrics."""
     s, arm = job.settings, job.arm
     row = {"arm": job.name, "seed": s.seed, "data_seed": s.data_seed, "bench_seed": s.bench_seed,
-           "step": step, "commit": code_version(), "machine": machine(s.device)}
+           "step": step} | provenance(s.device)
     if losses:
         seen = look_at(job, step, losses)[:, 0]
         row |= {"train_loss": seen.mean().item(), "train_loss_max": seen.max().item()}
@@ -396,15 +375,13 @@ def progress_bar(job, first, line):
     """A line of the terminal with step, loss and time left. In a file, a line every half minute."""
     terminal, form = sys.stderr.isatty(), "{desc} {n}/{total}{postfix}, {elapsed} so far, {remaining} left"
     return tqdm(total=job.steps, initial=first, desc=job.title, position=line if terminal else 0,
-                leave=not terminal, mininterval=0.2 if terminal else 30, maxinterval=60,
-                disable=rank_and_world()[0] > 0,
-                bar_format="|{bar:20}| " + form if terminal else form + "\n", dynamic_ncols=True)
+                leave=not terminal, mininterval=0.2 if terminal else 30, maxinterval=60, dynamic_ncols=True,
+                bar_format="|{bar:20}| " + form if terminal else form + "\n", disable=rank_and_world()[0] > 0)
 
 
-# ------------------------------------------------------------------------------------------------------- jobs
 @dataclass(frozen=True)
 class Job:
-    """One run of the loop: a base from random weights, or an arm from its base or another checkpoint."""
+    """One run of the loop: a base from random weights, or an arm from a base."""
     settings: Settings
     name: str
     arm: Arm
@@ -437,8 +414,7 @@ class Job:
 
     @property
     def data(self):
-        """The folder of its tokenizer and corpora. All that they depend on, data.py included, is hashed into
-        its name: when anything of it changes, they are made anew."""
+        """The folder of its tokenizer and corpora; all that they depend on is hashed into its name."""
         s, code = self.settings, Path(__file__).with_name("data.py").read_text()
         depends_on = (f"{code} {s.world()} {s.documents} {s.tokenizer} {s.vocab_size} "
                       f"{s.validation_blocks} {contents(s)}")
@@ -460,13 +436,12 @@ class Job:
         end = self.rows()[-1]
         for key, floor in GATE.items():
             if self.name == "base" and self.settings.gate and end.get(key, 100) < floor:
-                return (f"{self.title} reached {end[key]:.1f} on {key}, its gate is {floor:g}: its arms "
-                        "would have nothing to lose. Give it more --base_steps or try another --seed")
+                return (f"{self.title} reached {end[key]:.1f} on {key}, its gate is {floor:g}: its arms have "
+                        "nothing to lose. Give it more --base_steps or another --seed")
         return ""
 
     def evaluate_at(self):
-        """Steps to evaluate at: 0, 1, 2, 5, 10, 20, 50 ... and the last, dense at the start as in the paper;
-        and a tenth of the run, where main's curriculum ends. A base is evaluated half-way and at its end."""
+        """An arm: steps 0, 1, 2, 5, 10, 20, 50 ..., a tenth of the run, where curricula end, and the last."""
         if not self.start:
             return {self.steps // 2, self.steps}
         dense = {digit * 10 ** k for digit in (1, 2, 5) for k in range(12)}
@@ -474,19 +449,16 @@ class Job:
 
 
 def make_job(study, i, name, base=""):
-    """The job of run i that trains ARMS[name], from its base or from --init. The name 'base' trains
-    BASES[base] instead. study: the Settings of the study."""
+    """The job of run i that trains ARMS[name] or, if name is 'base', BASES[base]. study: its Settings."""
     arm = Arm("", base=base) if name == "base" else ARMS[name]
     s = study.run(i, arm.base, arm.schedule)
     folder = Path("runs") / s.name / f"seed{s.seed}" / arm.base
     if name == "base":
         return Job(s, name, replace(arm, curriculum=s.base_curriculum), folder, s.base_steps,
-                   s.base_batch_size, s.base_lr, warmup=s.base_steps // 64, lr_until=s.base_steps,
-                   lr_floor=0.0)
+                   s.base_batch_size, s.base_lr, s.base_steps // 64, lr_until=s.base_steps, lr_floor=0.0)
     needs = None if s.init else make_job(study, i, "base", arm.base)
-    return Job(s, name, arm, folder, s.steps, s.batch_size, s.lr * arm.lr_scale,
-               warmup=round(s.warmup * s.steps), lr_until=round(s.lr_until * s.steps), lr_floor=s.lr_floor,
-               needs=needs, start=s.init or str(needs.path))
+    return Job(s, name, arm, folder, s.steps, s.batch_size, s.lr * arm.lr_scale, round(s.warmup * s.steps),
+               round(s.lr_until * s.steps), s.lr_floor, needs, start=s.init or str(needs.path))
 
 
 def make_model(job, tok):
@@ -501,10 +473,8 @@ def make_model(job, tok):
         ckpt = load_checkpoint(job.start)
         check_tokenizer(job.start, ckpt, tok)
         model = model_from_checkpoint(ckpt)
-    room = model.config
-    require(tok.vocab_size <= room.vocab_size and s.block_size <= room.block_size,
-            f"{job.start} takes {room.vocab_size} tokens and rows of {room.block_size}; the sources have "
-            f"{tok.vocab_size} tokens, and --block_size is {s.block_size}")
+    most = model.config.vocab_size
+    require(tok.vocab_size <= most, f"{job.start} knows {most} tokens, the sources have {tok.vocab_size}")
     base = {name: p.detach().clone().to(s.device) for name, p in model.named_parameters()}
     if job.arm.lora_rank:
         add_lora(model, job.arm.lora_rank)
@@ -513,7 +483,7 @@ def make_model(job, tok):
     return model.to(s.device), base
 
 
-# ----------------------------------------------------------------------------------------- the files of a job
+# ------------------------------------------------ the files of a job
 def token_file(job, name, part):
     """The file with a corpus's tokens of the part `train` or `val`. Those of toy corpora prepare() writes."""
     corpus = job.settings.corpora().get(name)
@@ -530,7 +500,7 @@ def prepare(job):
             names = {"english": ["english"], "joint": ["english", "target", "third-language"]}[s.tokenizer]
             documents = [write_corpus(world, name, min(4000, s.documents), s.seed) for name in names]
             tok = Tokenizer(train_bpe(sum(documents, []), s.vocab_size))
-        write_atomically(job.data / "tokenizer.json", lambda path: path.write_text(tok.to_json()))
+        write_text(job.data / "tokenizer.json", tok.to_json())
     tok = load_tokenizer(job.data)
     wanted = [(name, "train", s.documents, s.seed) for name in Curriculum(job.arm.curriculum).shapes]
     for name in ("english", "target"):
@@ -539,7 +509,7 @@ def prepare(job):
         file = token_file(job, name, part)
         if name in s.corpora() and not file.exists():
             documents = write_corpus(world, s.corpora()[name], n, seed)
-            write_atomically(file, tok.encode_documents(documents).tofile)
+            write_file(file, tok.encode_documents(documents).tofile)
 
 
 def open_data(job, part, sources, tok):
@@ -548,26 +518,24 @@ def open_data(job, part, sources, tok):
 
 
 def shared_tokenizer(s):
-    """The Tokenizer of the given base and the prepared sources, None if there are none. Raises ValueError if
-    they differ."""
+    """The Tokenizer of the given base and the sources, if there are any. ValueError if they differ."""
     found = [load_tokenizer(folder) for folder in s.prepared().values()]
     if Path(s.init).is_file():
         found.append(Tokenizer.from_json(load_checkpoint(s.init)["tokenizer"]))
     elif s.init and Path(s.init, "merges.txt").exists():
         found.append(load_tokenizer(s.init))
-    require(len({tok.to_json() for tok in found}) < 2, "the sources, or they and --init, have different "
-            "tokenizers: prepare all sources with the same --tokenizer FOLDER")
+    require(len({tok.to_json() for tok in found}) < 2, "the sources and --init have different tokenizers: "
+            "prepare all sources with the same --tokenizer FOLDER")
     return found[0] if found else None
 
 
 def check_tokenizer(path, ckpt, tok):
-    require(ckpt["tokenizer"] == tok.to_json(), f"{path} was trained with another tokenizer: data.py, or "
-            "what it makes the corpora from, has changed since. Choose another --name")
+    require(ckpt["tokenizer"] == tok.to_json(), f"{path} was trained with another tokenizer, as data.py or "
+            "its settings have changed: choose another --name")
 
 
 def resume(job, parts, sources, tok):
-    """Loads the state of all parts from the job's checkpoint. Returns the step to go on from, the rows, the
-    losses since the last of them, and {source: tokens seen}."""
+    """Loads the job's checkpoint: the next step, the rows, the losses since, {source: tokens seen}."""
     if not job.path.exists():
         return 0, [], [], dict.fromkeys(sources, 0)
     ckpt = load_checkpoint(job.path)
@@ -578,15 +546,14 @@ def resume(job, parts, sources, tok):
 
 
 def save(job, tok, step, rows, losses, tokens, parts):
-    """The checkpoint: what the run is, and what bench.py needs to know about it."""
     s, seen = job.settings, look_at(job, step, losses) if losses else torch.zeros(0, 2)
     if rank_and_world()[0] == 0:
-        save_checkpoint(job.path, {
-            "job": {"name": job.name, "arm": asdict(job.arm)}, "settings": asdict(s), "contents": contents(s),
-            "world": asdict(s.world()), "benchmark": s.benchmark_arguments(),
-            "config": asdict(parts["model"].config), "tokenizer": tok.to_json(),
-            "step": step, "rows": rows, "losses": seen, "tokens": tokens,
-            **{name: part.state_dict() for name, part in parts.items()}})
+        ckpt = {"job": {"name": job.name, "arm": asdict(job.arm)}, "settings": asdict(s),
+                "contents": contents(s), "world": asdict(s.world()), "benchmark": s.benchmark_arguments(),
+                "config": asdict(parts["model"].config), "tokenizer": tok.to_json(),
+                "step": step, "rows": rows, "losses": seen, "tokens": tokens,
+                **{name: part.state_dict() for name, part in parts.items()}}
+        write_file(job.path, lambda file: torch.save(ckpt, file))
 
 
 # Settings that do not change what is trained (paths: contents() says what lies there), or not a base.
@@ -596,8 +563,7 @@ OF_ARMS_ALONE = {"data_seed", "steps", "batch_size", "lr", "warmup", "lr_until",
 
 
 def check_same(job, ckpt):
-    """Raises ValueError if a job's checkpoint was made with other settings, or by another arm of its name.
-    What the checkpoint lacks counts as its default."""
+    """ValueError if a job's checkpoint has other settings or another arm. What it lacks has its default."""
     old = asdict(Settings()) | ckpt["settings"] | asdict(Arm("")) | ckpt["job"]["arm"] | ckpt["contents"]
     new = asdict(job.settings) | asdict(job.arm) | contents(job.settings)
     ignored = NOT_COMPARED | OF_ARMS_ALONE if job.name == "base" else NOT_COMPARED
@@ -609,7 +575,8 @@ def check_same(job, ckpt):
 
 def contents(s):
     """{what: hash} of the files outside the run's folder: another path to the same files changes nothing."""
-    paths = {"init": s.init, "task": s.task} | {f"source {name}": x for name, x in s.prepared().items()}
+    paths = {"init": s.init} | {f"task {i}": path for i, path in enumerate(s.task, 1)}
+    paths |= {f"source {name}": path for name, path in s.prepared().items()}
     return {what: content_hash(path) for what, path in paths.items() if path}
 
 
@@ -621,26 +588,21 @@ def content_hash(path):
 
 
 @functools.cache
-def code_version():
-    """The commit of this code; `-dirty` if it was changed since."""
+def provenance(device):
+    """The commit of this code, and the GPU, or the CPU with the vector instructions that torch found."""
     command = "git describe --always --dirty"
     git = subprocess.run(command, shell=True, cwd=Path(__file__).parent, text=True, capture_output=True)
-    return git.stdout.strip() or "unknown"
-
-
-@functools.cache
-def machine(device):
-    """The GPU, or the CPU with the vector instructions that torch found; cores; torch's version."""
     name = f"CPU with {torch.backends.cpu.get_cpu_capability()}"
     if device == "cuda":
         name = torch.cuda.get_device_name()
     elif Path("/proc/cpuinfo").exists():
         found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
         name = name.replace("CPU", found[1]) if found else name
-    return f"{name}, {os.cpu_count()} cores, torch {torch.__version__}"
+    return {"commit": git.stdout.strip() or "unknown",
+            "machine": f"{name}, {os.cpu_count()} cores, torch {torch.__version__}"}
 
 
-# ------------------------------------------------------------------------------------------ jobs side by side
+# ------------------------------------------------ jobs side by side
 def start_worker(terminal):
     """What a process does first: it leaves Ctrl-C to its parent, and ends when its parent does."""
     def end_with_parent():
@@ -653,7 +615,6 @@ def start_worker(terminal):
 
 
 def run_job(job, line, gpu, threads):
-    """In a process of its own: trains a job to its end."""
     set_up_torch(job.settings, gpu)
     torch.set_num_threads(threads)
     prepare(job)
@@ -661,8 +622,7 @@ def run_job(job, line, gpu, threads):
 
 
 def run_jobs(jobs, processes, gpus):
-    """Trains jobs side by side, each after the one that it needs, in a process of its own: one that is killed
-    takes no other along. Returns {title of a job: why it did not finish}."""
+    """Trains jobs side by side, each in a process, after the one that it needs. Returns {title: failure}."""
     # glibc keeps the memory that a step frees, and need not ask the system for it again at the next step
     os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
     context, threads = mp.get_context("spawn"), torch.get_num_threads()
@@ -689,6 +649,8 @@ def run_jobs(jobs, processes, gpus):
                     future.result()
                 except (ValueError, OSError) as e:                               # one line for the user
                     failed[job.title] = str(e)
+                except torch.OutOfMemoryError:
+                    failed[job.title] = "the GPU's memory is full: raise --accumulate or lower --block_size"
                 except BrokenProcessPool:
                     failed[job.title] = "its process was killed, perhaps for memory"
                 except Exception as e:                                           # a mistake in the code
@@ -716,9 +678,9 @@ def set_up_torch(s, gpu=0):
         torch.set_float32_matmul_precision("high")  # float32 matrices are multiplied as TF32
 
 
-# -------------------------------------------------------------------------------------------------- the study
+# ------------------------------------------------ the study
 def arm_names(s):
-    """The arms that a command asks for. Those of --only may be of another study."""
+    """The arms that a command asks for."""
     names = STUDIES[s.study].arms
     if s.only not in ("", "base"):
         names = [name.strip() for name in s.only.split(",")]
@@ -730,36 +692,29 @@ def arm_names(s):
 
 
 def reported_jobs(s):
-    """The jobs that the report of a command shows: the arms of its study and of --only, and in `main` also
-    the user's own that have been run."""
+    """The jobs that a report shows: the arms of the study and of --only, in `main` also the user's own."""
     names = dict.fromkeys([*STUDIES[s.study].arms, *arm_names(s)])
     own = [name for name in OWN_ARMS if s.study == "main" and make_job(s, 0, name).path.exists()]
     return [make_job(s, i, name) for name in dict.fromkeys([*names, *own]) for i in range(s.seeds)]
 
 
 def check_files(s):
-    """Checks the files that the user gave, and says what to know of them. Raises ValueError if they cannot be
-    used."""
-    if rank_and_world()[0] > 0:  # the first process does it
-        return
-    folders = s.prepared()
+    """Says what to know of the files that the user gave. Raises ValueError if they cannot be used."""
+    folders, tok = s.prepared(), shared_tokenizer(s)
     shares = {name: load_manifest(folder, s.block_size)["val"] for name, folder in folders.items()}
-    tok = shared_tokenizer(s)
-    for a, b in permutations(folders, 2):
-        if shares[a] > shares[b]:
-            n = held_out_overlap(folders[a], folders[b])
-            print(f"{n} held-out documents of {a} are trained on in {b}: prepare all sources with one --val")
-    items = bench.read_choices(s.task, s.shots) if s.task else []
-    if items and tok:
-        items, lost = bench.fit(tok, items, s.block_size)
-        sources = {name: np.memmap(folder / "train.bin", tok.dtype, "r") for name, folder in folders.items()}
-        print(f"{s.task}: of {len(items)} prompts, {lost['lost_shots']} lose shots, {lost['cut']} a part of "
-              f"the question; questions that the sources hold: {bench.occurrences(items, tok, sources)}")
+    require(len(set(shares.values())) < 2, f"the sources hold out the shares {shares}: prepare all with one "
+            "--val, or one trains on what another holds out")
+    for name, items in bench.read_tasks(s.task, n_shots=s.shots).items():
+        if tok:
+            items, lost = bench.fit(tok, items, s.block_size)
+            held = {source: bench.occurrences(items, tok, np.memmap(folder / "train.bin", tok.dtype, "r"))
+                    for source, folder in folders.items()}
+            print(f"{name}: of {len(items)} prompts, {lost['lost_shots']} lose shots, {lost['cut']} a part "
+                  f"of the question; questions that the sources hold: {held}")
 
 
 def plan(s):
-    """The jobs of a study, each after the one that it needs. Everything that can be refused is refused here,
-    before anything is written."""
+    """The jobs of a study, each after the one that it needs. What can be refused is refused here."""
     names, jobs = ["base"] if s.only == "base" else arm_names(s), {}
     for job in [make_job(s, i, name) for i in range(s.seeds) for name in names]:
         require(not s.init or (s.seeds == 1 and job.start and not job.arm.base), "--init gives the one base "
@@ -780,25 +735,25 @@ def plan(s):
     return list(jobs.values())
 
 
+def write_log(s, left_out=()):
+    """Writes what results/report.py reads, and returns the folder. left_out: why bases are left out."""
+    from results import report  # here, because it needs no training
+    every, run = reported_jobs(s), Path("runs") / s.name
+    info = {"study": s.study, **asdict(STUDIES[s.study]), "settings": asdict(s), "contents": contents(s),
+            "bases": BASES, "arms": {job.name: asdict(job.arm) for job in every}, "left_out": left_out,
+            "logs": [str(job.log.relative_to(run)) for job in every]}
+    report.write_study(run / s.study, [row for job in every for row in job.rows()], info)
+    return run / s.study
+
+
 def finish(s, jobs, failed):
-    """The end of a study: its log and its report, of all its arms that have been run. Then an error names
-    what went wrong, if anything did."""
+    """The end of a study: its log, its report, and an error if anything went wrong."""
     from results import report  # here, because only the end of a study needs it
-    every = reported_jobs(s)
     bases = [job for job in jobs if job.name == "base" and job.finished()]
     left_out = [base.below_gate() for base in bases if base.below_gate()]
-    if any(job.finished() for job in every):
-        info = {"study": s.study, **asdict(STUDIES[s.study]), "settings": asdict(s), "bases": BASES,
-                "arms": {job.name: asdict(job.arm) for job in every}, "left_out": left_out}
-        if s.task:  # percent right by guessing
-            chances = [1 / len(item.choices) for item in bench.read_choices(s.task, s.shots)]
-            info["label_chance"] = 100 * float(np.mean(chances))
-        folder = Path("runs") / s.name / s.study
-        report.write_study(folder, [row for job in every for row in job.rows()], info)
-        try:
-            print(report.report(folder))
-        except ValueError as e:  # no run has finished all arms; what has failed is said below
-            print(e)
+    folder = write_log(s, left_out)
+    if any(job.finished() for job in reported_jobs(s)):
+        print(report.report(folder))
     for why in left_out:
         print(f"left out: {why}")
     if failed:
@@ -808,9 +763,9 @@ def finish(s, jobs, failed):
 
 
 def study(s):
-    """Everything that the settings ask for: plan, training, report."""
     set_up_torch(s, int(os.environ.get("LOCAL_RANK", 0)))
-    check_files(s)
+    if rank_and_world()[0] == 0:
+        check_files(s)
     jobs, run = plan(s), Path("runs") / s.name
     if rank_and_world()[0] > 0:
         return train_with_ranks(jobs)
@@ -822,7 +777,11 @@ def study(s):
         except BlockingIOError:
             raise ValueError(f"{run} is in use by another process: wait, or choose another --name") from None
         names = ", ".join(dict.fromkeys(job.name for job in jobs))
-        print(f"study {s.study}, {s.seeds} x {names}, in {run}\n{s.dtype}, {machine(s.device)}", flush=True)
+        here = provenance(s.device)["machine"]
+        print(f"study {s.study}, {s.seeds} x {names}, in {run}\n{s.dtype}, {here}\n"
+              f"an arm: {s.steps:,} steps of {s.batch_size} rows of {s.block_size}, so "
+              f"{s.batch_size * s.block_size:,} tokens a step; peak learning rate {s.lr:g}", flush=True)
+        write_log(s)  # for the report of a run in progress
         if dist.is_initialized():
             return finish(s, jobs, train_with_ranks(jobs))
         gpus, cores = max(1, torch.cuda.device_count()), torch.get_num_threads()
@@ -830,7 +789,7 @@ def study(s):
         finish(s, jobs, run_jobs(jobs, s.processes or most, gpus))
 
 
-# ----------------------------------------------------------------------------------------------- command line
+# ------------------------------------------------ command line
 def parse_flags(argv):
     """Settings from the command line: one flag for every field, with its meaning and its default."""
     parser, names = one_line_parser(description=__doc__), [f"--{f.name}" for f in fields(Settings)]
@@ -843,7 +802,10 @@ def parse_flags(argv):
         check_name("the argument", text.split("=")[0], names)
     given = vars(given)
     has_gpu = torch.cuda.is_available() and given.get("device") != "cpu"
-    preset = given.get("preset") or ("gpu" if has_gpu else "laptop")
+    preset = "gpu" if has_gpu else "laptop"
+    if given.get("source") and given.get("init"):
+        preset = "text"
+    preset = given.get("preset", preset)
     check_name("--preset", preset, PRESETS)
     of_text = {"gate": 0} if given.get("source") else {}
     s = Settings(**{"name": preset} | PRESETS[preset] | of_text | given | {"preset": preset})
@@ -860,14 +822,17 @@ def parse_flags(argv):
 
 
 def take_from_base(s, given):
-    """With --init, world and shape are those of the base. Raises ValueError if a flag says otherwise."""
+    """With --init, world and shape are those of the base; rows of real text may be shorter."""
     if Path(s.init).is_dir():
         known = {"source": True} | asdict(load_gpt2(s.init).config)
-        known.pop("block_size")  # GPT-2 also takes shorter rows
     else:
         ckpt = load_checkpoint(s.init)
         known = ckpt["config"] | ckpt["settings"]
     require(s.source or not known["source"], f"{s.init} is for real text: give sources, --source NAME=FOLDER")
+    if s.source:
+        most = known["block_size"]
+        known["block_size"] = given.get("block_size", min(most, 1024))
+        require(known["block_size"] <= most, f"--block_size is above {most}, the longest of {s.init}")
     for key in "seed target_order cognates tokenizer vocab_size n_layer n_head n_embd block_size".split():
         value = known.get(key, getattr(s, key))
         require(given.get(key, value) == value, f"--{key} is {given.get(key)}, but the base {s.init} has "

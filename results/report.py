@@ -1,10 +1,12 @@
 """What came out of a study: verdicts on the paper's claims, tables and a figure, all from its log.
 
-    python -m results.report runs/laptop/main    draws the report of a study again
+    python -m results.report runs/laptop/main    draws the report of a study again, or of one in progress
+    python -m results.report runs/a/main runs/b/main    prints the arms of two studies side by side
     python -m results.report results             prints the claims and comparisons of all studies in a folder
 
 train.py leaves two files in a study's folder. metrics.jsonl has a row per evaluation: arm, seed, step, and
-what bench.evaluate() measured. settings.json says what was run, what to compare, what the figure shows.
+what bench.evaluate() measured. settings.json says what was run, what to compare, what the figure shows, and
+where the logs of the jobs are, which grow during a run.
 """
 import copy
 import json
@@ -16,26 +18,31 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import copain_chance
-from data import (COPAIN_TASKS, one_line_parser, read_json_lines, refuse, require, write_atomically,
-                  write_json_lines)
+from data import (COPAIN_TASKS, one_line_parser, read_json_lines, require, run_command, write_file,
+                  write_json_lines, write_text)
 
 
 # ----------------------------------------------------------------------------------------- the log of a study
 class Log:
-    """The rows of a study. A run is named by its seed; only runs that finished every arm are compared.
-    log(arm, key, step) is an array with a value per run, so a difference of two is paired by run."""
+    """The rows of a study. A run is named by its seed; only runs that finished every arm are compared, where
+    arms that no run has finished do not count. log(arm, key, step) is an array with a value per run, so a
+    difference of two is paired by run."""
 
     def __init__(self, rows, label_chance=50.0, last=None, rules=COPAIN_TASKS):
         self.rows = {(row["arm"], row["seed"], row["step"]): row for row in rows}
-        self.arms = list(dict.fromkeys(row["arm"] for row in rows))
         self.steps = sorted({row["step"] for row in rows})
         self.last = last or max(self.steps, default=0)
+        begun = {}  # {(arm, seed): its rows}
+        for row in rows:
+            begun.setdefault((row["arm"], row["seed"]), []).append(row)
+        self.running = {job: some for job, some in begun.items() if some[-1]["step"] != self.last}
+        self.arms = list(dict.fromkeys(arm for arm, seed in begun if (arm, seed) not in self.running))
         self.rules, self.chance = rules, {"copain": copain_chance(rules), "label_target": label_chance}
         self.unfinished = {}  # {seed: the arms that this run has not finished}
         for seed in sorted({row["seed"] for row in rows}):
             self.unfinished[seed] = [arm for arm in self.arms if (arm, seed, self.last) not in self.rows]
-        self.seeds = [seed for seed, missing in self.unfinished.items() if not missing]
+        self.seeds = [seed for seed, missing in self.unfinished.items() if self.arms and not missing]
+        self.tasks = [key.removesuffix(" acc") for key in (rows[0] if rows else {}) if key.endswith(" acc")]
         self.of_run, self.runs = "", f"means over {len(self.seeds)} runs"
         if len(self.seeds) == 1:  # which is no measure of chance
             self.of_run, self.runs = " in this run", "one run"
@@ -47,7 +54,7 @@ class Log:
     def estimate(self, arm, key, step=None):
         """The Estimate of a perplexity (by logarithms, at least 1), a shift, a gain, or a percentage."""
         values = self(arm, key, step)
-        if "ppl" in key:
+        if key.startswith(("ppl", "label_ppl")):
             return Estimate.geometric(values, least=1)
         return Estimate.of(values) if key.startswith(("shift", "gain")) else Estimate.of(values, 0, 100)
 
@@ -72,32 +79,40 @@ class Log:
         return log
 
 
+def copain_chance(rules):
+    """Percent right by copying a random element of the list: 3 elements, 4 in the two odd-one-out rules."""
+    return 100 * float(np.mean([1 / 4 if rule.endswith("_group") else 1 / 3 for rule in rules]))
+
+
 def write_study(folder, rows, info):
     """Writes the log of a study, and what the report has to know of it besides."""
-    info |= {key + "s": list(dict.fromkeys(row[key] for row in rows)) for key in ("machine", "commit")}
     folder.mkdir(exist_ok=True)
     write_json_lines(folder / "metrics.jsonl", rows)
-    write_atomically(folder / "settings.json", lambda path: path.write_text(json.dumps(info, indent=1)))
+    write_text(folder / "settings.json", json.dumps(info, indent=1))
 
 
 def read_study(folder):
-    """(Log, settings.json as a dict) of a folder. ValueError if they are damaged, or no run has ended."""
+    """(Log, settings.json as a dict) of a folder. ValueError if they are damaged, or no arm has a row."""
     try:
         info = json.loads((folder / "settings.json").read_text())
-        needed = "study question pairs judge judge_best figure x line left_out arms settings machines commits"
+        needed = "study question pairs judge judge_best figure x line left_out arms settings"
         lacks = [key for key in needed.split() if key not in info]
         require(not lacks, f"settings.json lacks {', '.join(lacks)}")
-        rows, order = [row for _, row in read_json_lines(folder / "metrics.jsonl")], list(info["arms"])
+        logs = [folder.parent / name for name in info.get("logs", [])]  # newer, as long as they are there
+        files = [path for path in logs if path.exists()] or [folder / "metrics.jsonl"]
+        rows, order = [row for path in files for _, row in read_json_lines(path)], list(info["arms"])
         rows.sort(key=lambda row: (order.index(row["arm"]), row["seed"], row["step"]))
+        for key in ("machine", "commit"):
+            info.setdefault(f"{key}s", list(dict.fromkeys(row[key] for row in rows if key in row)))
         rules = [key for row in rows[:1] for key in row["copain_tasks"] if "_zero-shot" not in key]
         last = max(arm.get("steps", 0) for arm in info["arms"].values()) or info["settings"]["steps"]
-        ended = {row["arm"] for row in rows if row["step"] == last}  # of an unfinished study, maybe not all
-        rows = [row | row.get("copain_tasks", {}) for row in rows if row["arm"] in ended]
-        log = Log(rows, float(info.get("label_chance", 50)), last, rules or COPAIN_TASKS)
+        rows = [row | row.get("copain_tasks", {}) for row in rows]
+        chances = [x for row in rows[:1] for key, x in row.items() if key.endswith(" chance")]  # of --task
+        log = Log(rows, float(np.mean(chances or 50)), last, rules or COPAIN_TASKS)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise ValueError(f"{folder} holds no study that can be read ({type(e).__name__}: {e}): rerun it, "
                          "which writes metrics.jsonl and settings.json, or give another folder") from None
-    require(log.seeds, f"{folder}: no run has finished all of the study's arms: rerun the study to go on")
+    require(rows, f"{folder}: no run has evaluated an arm yet: wait, or rerun the study")
     return log, info
 
 
@@ -373,7 +388,7 @@ HEADINGS = {  # of a report's first table; a terminal shows the first seven metr
     "shift_l2": "L2 shift", "cloze_target": "cloze task %", "ppl_word_target": "target ppl a word",
     "shift_relative": "relative shift",
     "shift_embeddings": "L2, embeddings", "shift_blocks": "L2, blocks",
-    "shift_target_tokens": "L2, a token of the target", "shift_english_tokens": "L2, a token of English alone",
+    "shift_target_tokens": "L2, target's tokens", "shift_english_tokens": "L2, English-only tokens",
     "ppl_english": "English ppl",
     "cloze_english": "cloze, English %", "copain_not_in_list": "not in list %",
     "copain_wrong_element": "wrong element %"}
@@ -457,6 +472,14 @@ def pairs_table(log, pairs):
                      *(SHARES[key] for key in shares)], rows)
 
 
+def running_table(log):
+    """Where the arms stand that have begun and not ended."""
+    keys, rows = [key for key in PANELS if log.has(key)], []
+    for (arm, seed), (*_, row) in log.running.items():
+        rows.append([arm, str(seed), f"{row['step']} of {log.last}", *(f"{row[key]:.2f}" for key in keys)])
+    return markdown(["arm", "seed", "step", *(PANELS[key] for key in keys)], rows)
+
+
 def percents(read, keys, arm, step):
     """Such as "85 / 62": the means of metrics over the runs."""
     return " / ".join(f"{read(arm, key, step).mean():.0f}" for key in keys)
@@ -480,6 +503,7 @@ def steps_table(log):
 
 # ----------------------------------------------------------------------------------------------------- report
 SMOKE = "Smoke settings: every stage ran, the numbers mean nothing"
+UNFINISHED = "Unfinished: these arms have not ended, and means and verdicts are of finished runs alone"
 
 
 def provenance(log, info):
@@ -500,6 +524,10 @@ def report_text(log, info, claims, interval):
     text = [f"# Study `{info['study']}`", f"**{info['question']}**"]
     if info["settings"]["preset"] == "smoke":
         text.append(f"**{SMOKE}.**")
+    if log.running:
+        text += [f"**{UNFINISHED}.**", running_table(log)]
+    if not log.seeds:
+        return "\n\n".join([*text, "![figure](figure.png)\n"])
     text.append(f"{provenance(log, info)}; {log.runs}{interval}; at step {log.last} of the CPT.")
     text += [f"Left out: {why}" for why in info["left_out"]]
     if set(arms) - set(log.arms):
@@ -510,6 +538,12 @@ def report_text(log, info, claims, interval):
              ends_table(log, arms, HEADINGS),
              f"Chance: Copain {log.chance['copain']:.1f}% by copying a random element of the list, label "
              f"task {log.chance['label_target']:.0f}%, cloze task 25%."]
+    if log.tasks:
+        keys = [f"{task} {key}" for task in log.tasks for key in ("acc", "acc_norm")]
+        items = [f"{task} with {log(log.arms[0], task + ' items')[0]} items" for task in log.tasks]
+        text += ["## Task by task", f"The label task is the mean of {', '.join(items)}. acc: the likeliest "
+                 "choice is right; acc_norm: the likeliest per byte.",
+                 ends_table(log, arms, {key: f"{key} %" for key in keys})]
     if claims:
         with_criterion = {"id": "id", "claim": "claim", "criterion": "criterion"} | columns
         text += ["## Verdicts", "Criteria were fixed before the run (results/report.py); te is the arm "
@@ -549,25 +583,32 @@ def report(folder):
     metrics.jsonl alone. Returns the text that ends the study, even if the figure cannot be drawn."""
     folder = Path(folder)
     log, info = read_study(folder)
-    claims, smoke = verdicts(log, info["study"]), info["settings"]["preset"] == "smoke"
+    claims, smoke = [], info["settings"]["preset"] == "smoke"
+    if log.seeds:
+        claims = verdicts(log, info["study"])
     interval = ": no interval, so no measure of chance" if log.of_run else " [95% t interval over runs]"
     text = report_text(log, info, claims, interval)
-    write_atomically(folder / "report.md", lambda path: path.write_text(text))
+    write_text(folder / "report.md", text)
     ends, keys = {}, [key for key in HEADINGS if log.has(key)]
-    for arm in log.arms:
+    for arm in log.arms if log.seeds else []:
         ends[arm] = {}
         for key in keys:  # the digits after the eighth differ between processors
             ends[arm][key] = {name: float(f"{x:.8g}") for name, x in asdict(log.estimate(arm, key)).items()}
     summary = json.dumps({"study": info["study"], "seeds": log.seeds, "step": log.last, "claims": claims,
                           "arms": ends}, indent=1)
-    write_atomically(folder / "summary.json", lambda path: path.write_text(summary + "\n"))
+    write_text(folder / "summary.json", summary + "\n")
     figure = folder / "figure.png"
     try:
-        draw_figure(log, info, folder, SMOKE if smoke else headline(claims) or info["question"])
+        title = SMOKE if smoke else headline(claims) or info["question"]
+        draw_figure(log, info, folder, f"Unfinished. {title}" if log.running else title)
     except Exception as e:  # whatever it is, the table of a long study must not be lost with it
         figure = f"not drawn ({type(e).__name__}: {' '.join(str(e).split())})"
     heading = SMOKE if smoke else info["question"]
-    parts = [heading, ends_table(log, info["arms"], HEADINGS, 7), log.runs + interval]
+    parts = [heading]
+    if log.running:
+        parts += [UNFINISHED, running_table(log)]
+    if log.seeds:
+        parts += [ends_table(log, info["arms"], HEADINGS, 7), log.runs + interval]
     found = [f"{v['id']} {v['verdict'] + log.of_run:>14}: {v['claim']} ({v['parts']}{v['parts'] and '; '}"
              f"{v['number']})" for v in claims if v["verdict"] != "not run"]
     if found and not smoke:
@@ -583,6 +624,7 @@ def findings(results):
     logs, claims, parts = {}, [], []
     for path in sorted(Path(results).glob("*/metrics.jsonl")):
         log, info = read_study(path.parent)
+        require(log.seeds, f"{path.parent}: no run has finished all arms: rerun the study to go on")
         require(info["study"] not in logs, f"{results} holds the study {info['study']} twice: move one away")
         logs[info["study"]] = log
         parts += [f"**{info['study']}: {info['question']}** {provenance(log, info)} "
@@ -598,6 +640,34 @@ def findings(results):
                "study": "study"}
     return "\n\n".join([claims_table(short, columns, ""), "In full:",
                         claims_table(claims, {"id": ""} | columns, ""), *parts])
+
+
+ALIKE = ("seed target_order cognates tokenizer vocab_size block_size bench_seed copain_items label_items "
+         "validation_blocks shots source task").split()  # with these in common, two studies measure the same
+
+
+def compare(a, b):
+    """The arms of two folders side by side, then arm against arm, then what differs in their settings."""
+    studies, rows, arms = {"A": read_study(a), "B": read_study(b)}, [], {}
+    for letter, (log, info) in studies.items():
+        for (arm, _, step), row in log.rows.items():
+            if arm in log.arms and step in (0, log.last):  # the two may differ in their steps
+                rows.append(row | {"arm": f"{arm}, {letter}", "step": min(step, 1)})
+        arms |= {f"{arm}, {letter}": {"start": letter} for arm in info["arms"]}
+    both, what = [arm for arm in studies["A"][0].arms if arm in studies["B"][0].arms], []
+    for _, info in studies.values():
+        hashes = {key: x for key, x in info.get("contents", {}).items() if key != "init"}
+        given = {key: x for key, x in info["settings"].items() if key not in ("name", "source", "task")}
+        what.append(given | {arm: info["arms"][arm] for arm in both} | hashes)
+    differ = [key for key in what[0] | what[1] if what[0].get(key) != what[1].get(key)]
+    other = [key for key in differ if key.split()[0] in ALIKE]
+    log = Log(rows)
+    require(log.seeds and not other, f"{a} and {b} are not evaluated alike: {', '.join(other) or 'no run'} "
+            "must be the same")
+    return "\n\n".join([
+        f"A: {a}\nB: {b}\n{log.runs}", ends_table(log, arms, HEADINGS, 7),
+        pairs_table(log, [(f"{arm}, B", f"{arm}, A") for arm in both]),
+        "\n".join(f"{key}: {what[0].get(key)} in A, {what[1].get(key)} in B" for key in differ)])
 
 
 # ---------------------------------------------------------------------------------------------------- figures
@@ -640,9 +710,10 @@ def set_ticks(axis):
 def start_figure(log, title, notes, keys, height):
     """A figure to be read at 800 pixels of width, and [(axes, metric)]. notes: for the line below title."""
     from matplotlib.figure import Figure  # here, because only figures need it
-    notes = [f"means of {len(log.seeds)} runs, base seeds {log.seeds[0]} to {log.seeds[-1]}", *notes]
-    if len(log.seeds) == 1:  # the notes are of several runs
-        notes = [f"one run, base seed {log.seeds[0]}"]
+    if len(log.seeds) > 1:
+        notes = [f"means of {len(log.seeds)} runs, base seeds {log.seeds[0]} to {log.seeds[-1]}", *notes]
+    else:  # the notes are of several runs
+        notes = [f"one run, base seed {log.seeds[0]}" if log.seeds else "no run has finished"]
     keys = [key for key in keys if log.has(key)]
     columns = 2 if len(keys) > 3 else len(keys)
     rows = math.ceil(len(keys) / columns)
@@ -659,7 +730,7 @@ def draw_figure(log, info, folder, title):
     path, label, xs, keys = folder / "figure.png", info["figure"], info["x"], [*FIRST, "gain", "label_target"]
     if label == "target perplexity":
         xs, keys = {arm: log.estimate(arm, "ppl_target").mean for arm in log.arms}, keys[1:]
-    if label == "step":
+    if label == "step" or log.running:
         draw_curves(log, path, title, FIRST)
         draw_curves(log, folder / "curves.png", info["question"], [key for key in PANELS if key not in FIRST])
     elif xs and set(log.arms) <= set(xs) and set(info["line"]) <= set(log.arms):
@@ -670,13 +741,13 @@ def draw_figure(log, info, folder, title):
 
 def draw_lines(log, path, title, notes, keys, lines, label, ticks=()):
     """A panel per metric, with means and intervals. lines: [(name, colour, marker, xs, (arm, step) of every
-    x)]. label: of x. ticks: [(x, text)], or none to have them chosen."""
+    x, the Log to read)]. label: of x. ticks: [(x, text)], or none to have them chosen."""
     notes = [*notes, "bars: 95% intervals"]
     fig, panels = start_figure(log, title, notes, keys, 2.2)
     for ax, key in panels:
         ends = []
-        for name, colour, marker, xs, points in lines:
-            found = [log.estimate(arm, key, step) for arm, step in points]
+        for name, colour, marker, xs, points, source in lines:
+            found = [source.estimate(arm, key, step) for arm, step in points]
             means, bars = [e.mean for e in found], [(e.mean - e.low, e.high - e.mean) for e in found]
             ax.errorbar(xs, means, np.transpose(bars), color=colour, marker=marker, ms=4, lw=2,
                         elinewidth=0.8, label=name)
@@ -694,7 +765,7 @@ def draw_lines(log, path, title, notes, keys, lines, label, ticks=()):
                     transform=ax.get_yaxis_transform())
     if len(panels) > 2 and lines[0][0]:
         fig.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=9)
-    write_atomically(path, lambda p: fig.savefig(p, format="png"))
+    write_file(path, lambda file: fig.savefig(file, format="png"))
 
 
 def name_lines(ax, ends):
@@ -707,12 +778,17 @@ def name_lines(ax, ends):
 
 
 def draw_curves(log, path, title, keys):
-    """Metrics along the steps, every arm in a colour of its own."""
+    """Metrics along the steps, every arm in a colour of its own. Arms that have not ended are drawn as far as
+    they are, with crosses."""
     lines = []
-    for i, arm in enumerate(log.arms):
+    for i, arm in enumerate(dict.fromkeys([*log.arms, *(arm for arm, _ in log.running)])):
         colour, marker = ARM_STYLE.get(arm, (MORE_COLOURS[i % len(MORE_COLOURS)], "v"))
-        xs = [math.log10(1 + step) for step in log.steps]  # step 0 has a place on this axis
-        lines.append((arm, colour, marker, xs, [(arm, step) for step in log.steps]))
+        curves = [(arm, marker, log.steps, log)] if arm in log.arms and log.seeds else []
+        curves += [(f"{arm}, unfinished", "x", [row["step"] for row in rows], Log(rows))
+                   for (name, _), rows in log.running.items() if name == arm]
+        for name, mark, steps, source in curves:
+            xs = [math.log10(1 + step) for step in steps]  # step 0 has a place on this axis
+            lines.append((name, colour, mark, xs, [(arm, step) for step in steps], source))
     shown = [0, 1, *(10 ** k for k in range(1, 6) if 2 * 10 ** k < log.last), log.last]
     ticks = [(math.log10(1 + step), f"{step}") for step in shown]
     draw_lines(log, path, title, [], keys, lines, "step", ticks)
@@ -725,13 +801,13 @@ def draw_along(log, path, title, keys, xs, label, joined):
     if joined:
         others = [arm for arm in log.arms if arm not in joined]
         ticks = list(enumerate([*(f"{xs[arm]:g}" for arm in joined), *others]))
-        lines.append(("", "#0072B2", "o", list(range(len(joined))), [(arm, end) for arm in joined]))
+        lines.append(("", "#0072B2", "o", list(range(len(joined))), [(arm, end) for arm in joined], log))
         for i, arm in enumerate(others, len(joined)):
-            lines.append(("", "#D55E00", "s", [i], [(arm, end)]))
+            lines.append(("", "#D55E00", "s", [i], [(arm, end)], log))
         return draw_lines(log, path, title, [], keys, lines, label, ticks)
     for name, colour, marker in dict.fromkeys(styles.values()):
         arms = [arm for arm in log.arms if styles[arm] == (name, colour, marker)]
-        lines.append((name, colour, marker, [xs[arm] for arm in arms], [(arm, end) for arm in arms]))
+        lines.append((name, colour, marker, [xs[arm] for arm in arms], [(arm, end) for arm in arms], log))
     draw_lines(log, path, title, [], keys, lines, label)
 
 
@@ -753,15 +829,18 @@ def draw_ends(log, path, title):
         ax.set_title(PANELS[key], loc="left", fontsize=10)
         ax.set_yticks(range(n), log.arms if key == keys[0] else [""] * n)
         set_ticks(ax.xaxis)
-    write_atomically(path, lambda p: fig.savefig(p, format="png"))
+    write_file(path, lambda file: fig.savefig(file, format="png"))
 
 
 # ----------------------------------------------------------------------------------------------- command line
 if __name__ == "__main__":
     parser = one_line_parser(description=__doc__)
     parser.add_argument("folder", type=Path, help="of a study, or the one that holds several studies")
-    folder = parser.parse_args().folder
-    try:
-        print(report(folder) if (folder / "metrics.jsonl").exists() else findings(folder))
-    except (ValueError, OSError) as e:
-        refuse(e)
+    parser.add_argument("other", type=Path, nargs="?", default=None, help="a study to compare it with")
+    flags = parser.parse_args()
+    if flags.other:
+        run_command(lambda: print(compare(flags.folder, flags.other)))
+    elif (flags.folder / "settings.json").exists():
+        run_command(lambda: print(report(flags.folder)))
+    else:
+        run_command(lambda: print(findings(flags.folder)))

@@ -44,6 +44,7 @@ if [ "$device" = cuda ]; then
     speed=(--big --compile default)
     cpt=(--block_size 1024 --n_layer 12 --n_head 12 --n_embd 768 --batch_size 16 --base_batch_size 16
          --lr 3e-4 --base_lr 3e-4 --steps 200 --dtype bfloat16 --compile default)
+    text=(--steps 40)
 else
     export OMP_NUM_THREADS=1  # at this size a second thread takes longer to start than it saves
     tiny=(--n_layer 1 --n_head 2 --n_embd 32 --batch_size 8 --base_batch_size 8 --base_steps 4 --steps 4
@@ -52,6 +53,7 @@ else
     study=(--preset smoke "${tiny[@]}" --documents 300 --only target,ema --seeds 2)
     speed=()
     cpt=("${tiny[@]}" --block_size 256)
+    text=("${tiny[@]}")
 fi
 
 part "the tests that need a GPU" 170 tests.txt \
@@ -75,6 +77,11 @@ part "text to tokens" 60 cpt.txt \
 part "CPT of GPT-2's smallest shape on this text" 120 cpt.txt \
     python "$root/train.py" --preset laptop --name cpt --only target --device $device \
     --source text=data/text --base_curriculum target=rest --base_steps 5 "${cpt[@]}"
+part "the files of a GPT-2, of the base of this CPT" 30 cpt.txt \
+    python "$root/model.py" runs/cpt/seed3000/base.pt --export gpt2
+part "the text preset on these files" 120 cpt.txt \
+    python "$root/train.py" --name text --only target,ema --device $device \
+    --source text=data/text --init gpt2 "${text[@]}"
 
 if [ -n "${NANOGPT-}" ]; then
     part "the speed beside nanoGPT" 180 speed.txt \

@@ -18,7 +18,7 @@ from random import Random
 
 from conftest import ROOT, equal  # which also makes the next two importable
 from model import load_checkpoint
-from train import code_version
+from train import provenance
 
 FLAGS = ("--preset smoke --name soak --device cpu --dtype float32 --processes 2 --documents 400 --steps 50 "
          "--base_steps 60 --checkpoint_every 5 --copain_items 3 --label_items 6 --validation_blocks 4 "
@@ -64,7 +64,8 @@ def main(n_kills):
         began = time.monotonic()
         assert start(Path(tmp, "whole")).wait() == 0
         seconds, expected = time.monotonic() - began, contents(Path(tmp, "whole"))
-        print("python train.py", *FLAGS, f"\ncommit {code_version()}, {seconds:.0f} s, {len(expected)} files")
+        commit = provenance("cpu")["commit"]
+        print("python train.py", *FLAGS, f"\ncommit {commit}, {seconds:.0f} s, {len(expected)} files")
         while not is_last:
             folder, is_last = Path(tmp, str(ends)), kills.total() == n_kills
             process = start(folder)

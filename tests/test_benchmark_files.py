@@ -1,13 +1,15 @@
 """Benchmarks from files: rows as published, their shots, what fits, and mistakes named with file and line."""
 import dataclasses
 import json
+import math
 import re
 import sys
 
 import pytest
 import torch
 
-from bench import Benchmark, encode_item, fit, read_choices, read_copain
+import bench
+from bench import Benchmark, Item, choice_metrics, encode_item, fit, read_choices, read_copain
 from data import Tokenizer, train_bpe
 from model import GPT, GPTConfig, save_gpt2
 
@@ -82,11 +84,33 @@ def test_a_prompt_that_is_too_long_loses_whole_shots_from_the_left(tmp_path, mod
 def test_a_benchmark_counts_what_its_prompts_lost_and_refuses_choices_that_do_not_fit(world, tok, tmp_path):
     rows, long = [dict(row) for row in ROWS], "many words " * 30
     rows[2]["context"] = long + rows[2]["context"]
-    b = Benchmark(world, tok, 3, 0, 0, 0, str(lines(tmp_path / "task.jsonl", rows)), 1, 64)
-    assert b.lost == {"lost_shots": 2, "cut": 1}  # one shows the long row, one asks it
+    b = Benchmark(world, tok, 3, 0, 0, 0, [lines(tmp_path / "task.jsonl", rows)], 1, 64)
+    assert b.lost == {"task": {"lost_shots": 2, "cut": 1}}  # one shows the long row, one asks it
     rows[2]["choices"] = ["two", long]
     with pytest.raises(ValueError, match="task.jsonl: 64 tokens cannot hold the choices of 'many words many"):
-        Benchmark(world, tok, 3, 0, 0, 0, str(lines(tmp_path / "task.jsonl", rows)), 1, 64)
+        Benchmark(world, tok, 3, 0, 0, 0, [lines(tmp_path / "task.jsonl", rows)], 1, 64)
+
+
+def test_accuracies_per_choice_and_per_byte_against_hand_computed_values(monkeypatch):
+    items = [Item("t", "q", answer, ("ab", "año", "abcdefgh")) for answer in ("ab", "año", "abcdefgh")]
+    scores = [[-4.0, -8.0, -8.0], [-4.0, -8.0, -8.1], [-2.0, -4.1, -8.0]]
+    # by bytes, 2, 4 and 8 of them: -2, -2, -1    -2, -2, -1.01           -1, -1.025, -1
+    monkeypatch.setattr(bench, "choice_logprobs", lambda *_: scores)
+    monkeypatch.setattr(bench, "encode_item", lambda *_: ([], []))
+    found = choice_metrics(None, None, items).values()  # right: the first; per byte: half of the last
+    assert [*found] == pytest.approx([100 / 3, 100 / 6, 100 / 3, 3, math.exp(20 / 3)])
+
+
+def test_the_mean_over_several_tasks_is_the_label_task(world, model, tmp_path):
+    gpt, tok = model
+    files = [lines(tmp_path / f"{name}.jsonl", rows) for name, rows in (("a", ROWS), ("b", ROWS[:3]))]
+    row = Benchmark(world, tok, 1, 0, 0, 0, files, 1, 128)(gpt)
+    alone = [Benchmark(world, tok, 1, 0, 0, 0, [file], 1, 128)(gpt) for file in files]
+    assert (row["a items"], row["b items"]) == (5, 3) and {"a acc_norm", "b acc_norm"} <= row.keys()
+    for key in ("label_target", "label_target_zero-shot", "label_target_shuffled"):
+        assert row[key] == pytest.approx((alone[0][key] + alone[1][key]) / 2)
+    assert row["label_ppl_target"] ** 2 == pytest.approx(row["a ppl"] * row["b ppl"])
+    assert [row["a acc"], row["b acc"]] == [x["label_target"] for x in alone]
 
 
 @pytest.fixture
@@ -97,7 +121,8 @@ def command(tmp_path, model, call):
     (tmp_path / "gpt2/manifest.json").write_text("{}")
     lines(tmp_path / "max_integer_in_list.jsonl", LISTS)
     lines(tmp_path / "eu/task.jsonl", ROWS)
-    lines(tmp_path / "es/task.jsonl", ROWS[::-1])
+    lines(tmp_path / "es.jsonl", ROWS[::-1])
+    lines(tmp_path / "task.jsonl", ROWS)
     return lambda *flags: "".join(call(tmp_path, "bench.py", "gpt2", *flags)[1:])
 
 
@@ -105,10 +130,11 @@ def test_a_gpt2_folder_is_benchmarked_on_files_by_default_with_three_shots_and_f
     copain, task = ("--copain", "max_integer_in_list.jsonl"), ("--task", "eu/task.jsonl")
     assert command(*copain) == command(*copain, "--shots", "3") != command(*copain, "--shots", "1")
     assert command(*task).startswith("gpt2\nerror: --shots is 5")
-    out = command(*copain, *task, "--task", "es/task.jsonl", "--shots", "4")
-    for name in ("copain", "copain_restricted", "max_integer_in_list", "copain lost_shots", "eu/task.jsonl %",
-                 "eu/task.jsonl ppl", "es/task.jsonl ppl", "es/task.jsonl cut"):
+    out = command(*copain, *task, "--task", "es.jsonl", "--shots", "4")
+    for name in ("copain", "copain_restricted", "max_integer_in_list", "copain lost_shots", "task acc",
+                 "task acc_norm", "task ppl", "es items", "es cut"):
         assert f"\n{name} " in out
+    assert "error: two files of --task have one name" in command(*task, "--task", "task.jsonl")
     assert "error: gpt2 is not of the toy world" in command()
 
 

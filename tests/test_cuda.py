@@ -94,7 +94,7 @@ def test_muon_makes_the_steps_of_the_cpu():
     start, gradients, ends = torch.randn(96, 32), torch.randn(5, 96, 32), {}
     for device in ("cpu", DEVICE):
         ends[device] = start.to(device, copy=True).requires_grad_()
-        muon = train.Muon([ends[device]], lr=0.02, weight_decay=0.01)
+        muon = train.Muon([ends[device]], dict(lr=0.02, weight_decay=0.01, dtype=torch.float32))
         for gradient in gradients:
             ends[device].grad = gradient.to(device)
             muon.step()

@@ -193,16 +193,3 @@ def test_a_source_that_is_missing_empty_or_shorter_than_a_block_is_named(sources
     for n in (0, 32):
         with pytest.raises(ValueError, match=f"'short' has {n} tokens.*33"):
             Mixture({"short": np.zeros(n, dtype=np.uint16)}, 32, 0)
-
-
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("unexpected pos 5")])
-def test_a_file_is_written_whole_or_not_at_all(tmp_path, error):
-    def fail(temporary):
-        temporary.write_text("half")
-        raise error
-
-    path = tmp_path / "a.txt"
-    data.write_atomically(path, lambda temporary: temporary.write_text("old"))
-    with pytest.raises(OSError, match="a.txt cannot be written .*(space left|pos 5).*: is the disk full"):
-        data.write_atomically(path, fail)
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

@@ -91,6 +91,16 @@ def test_any_mixture_is_a_line_of_ARMS_with_a_third_language_and_the_toy_worlds_
     assert code == 0 and tokens == {"target": 6 * 96, "hi": 6 * 96, "patterns": 12 * 96}, err
 
 
+def test_text_is_the_preset_of_real_text_with_a_base_and_the_block_that_of_the_base(adapted, monkeypatch):
+    monkeypatch.chdir(adapted)
+    for init, block in (("gpt2", 128), ("runs/eu/seed3000/ema.pt", 96)):
+        s = train.parse_flags([*SOURCES, "--init", init])
+        assert (s.preset, s.name, s.block_size, s.lr, s.lr_until) == ("text", "text", block, 2e-4, 1.0)
+        assert train.parse_flags([*SOURCES, "--init", init, "--block_size", "32"]).block_size == 32
+    assert train.parse_flags([*SOURCES, "--init", "gpt2", "--preset", "smoke"]).preset == "smoke"
+    assert train.parse_flags([*SOURCES, "--device", "cpu"]).preset == "laptop"
+
+
 @pytest.mark.parametrize("flags, words", [
     ("--source eu=nowhere", "nowhere"), ("--source eu", "source is eu, expected NAME=FOLDER"),
     ("--source eu=data/eu --source en=data/ar --source english=data/hi", "expected NAME=FOLDER.*`english`"),
@@ -99,6 +109,8 @@ def test_any_mixture_is_a_line_of_ARMS_with_a_third_language_and_the_toy_worlds_
     ("--source eu=data/eu --source en=data/ar --block_size 100000", "a block needs 100001"),
     ("--source eu=data/eu --source en=data/ar --task none.jsonl", "none.jsonl"),
     ("--source eu=data/eu --source en=data/ar --init data", "data/config.json is missing"),
+    ("--source eu=data/eu --source en=data/ar --init none", "no none:.*hf download openai-community/gpt2"),
+    ("--source eu=data/eu --source en=data/ar --init gpt2 --block_size 200", "block_size is above 128"),
     ("--init gpt2", "gpt2 is for real text: give sources"),
     ("--init runs/eu/seed3000/target.pt", "target.pt is for real text: give sources"),
     ("--init gpt2 --source eu=data/hi --source en=data/ar --name eu", "source target '.* there")])

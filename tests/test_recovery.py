@@ -148,7 +148,7 @@ def test_a_given_file_is_known_by_what_it_holds_and_not_by_its_path(tmp_path, mo
     (tmp_path / "a.jsonl").write_text("1")
     (tmp_path / "b.jsonl").symlink_to(tmp_path / "a.jsonl")
     (tmp_path / "c.jsonl").write_text("2")
-    a, b, c = (train.contents(train.Settings(task=str(tmp_path / f"{name}.jsonl"))) for name in "abc")
+    a, b, c = (train.contents(train.Settings(task=[str(tmp_path / f"{name}.jsonl")])) for name in "abc")
     assert a == b != c and "task" in train.NOT_COMPARED
 
 

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from data import COPAIN_TASKS
+from data import COPAIN_TASKS, write_json_lines
 from results import report
 from results.report import Estimate, Log
 
@@ -39,12 +39,12 @@ def judged(rows, study="main"):
     return {v["id"]: v["verdict"] for v in report.verdicts(Log(rows), study)}
 
 
-def write_study(folder, rows, preset="laptop"):
-    """A study's folder as train.py leaves it."""
-    settings = dict(preset=preset, steps=100, device="cpu", dtype="float32")
+def write_study(folder, rows, preset="laptop", logs=(), **more):
+    """A study's folder as train.py leaves it. more: settings."""
+    settings = dict(preset=preset, steps=100, device="cpu", dtype="float32") | more
     info = dict(study="main", question="Why?", pairs=[["target+english", "target"]], judge=[], x={}, line=[],
                 judge_best=False, figure="step", left_out=[], settings=settings, machines=["CPU, 2 cores"],
-                arms={row["arm"]: dict(lr_scale=1.0, base="") for row in rows}, commits=["abc"])
+                arms={row["arm"]: dict(lr_scale=1.0, base="") for row in rows}, commits=["abc"], logs=logs)
     folder.mkdir(exist_ok=True)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "settings.json").write_text(json.dumps(info))
@@ -186,8 +186,46 @@ def test_what_is_unfinished_is_named_and_the_rest_is_reported(tmp_path, monkeypa
     assert "means over 2 runs" in report.report(folder)
     assert "seed 1, which has not finished target.\n" in (folder / "report.md").read_text()
     assert "No run has finished ema.\n" in (folder / "report.md").read_text()
+    for shown in (report.report(write_study(folder, begun)), (folder / "report.md").read_text()):
+        assert report.UNFINISHED in shown and "| ema | 0    | 10 of 100 | 5.00 " in shown
     with pytest.raises(ValueError, match="no run has finished"):
-        report.report(write_study(folder, begun))
+        report.findings(tmp_path)
+
+
+def test_a_study_in_progress_is_read_from_the_logs_of_its_jobs_and_drawn_as_far_as_they_are(tmp_path):
+    rows = rows_of(TWO | {"ema": {}}, seeds=1)
+    folder = write_study(tmp_path / "main", rows, logs=[f"seed0/{arm}.jsonl" for arm in (*TWO, "ema")])
+    (tmp_path / "seed0").mkdir()
+    for arm, n in (("target+english", 2), ("target", 3)):  # rows; ema has not begun
+        write_json_lines(tmp_path / f"seed0/{arm}.jsonl", [row for row in rows if row["arm"] == arm][:n])
+        assert str(folder / "figure.png") in report.report(folder)
+        (folder / "figure.png").unlink()
+    text = (folder / "report.md").read_text()
+    for words in ("| target+english | 0    | 10 of 100 |", "No run has finished target+english, ema.",
+                  "| target |", "missing: target+english"):  # the end of target, and a verdict that waits
+        assert words in text
+
+
+def test_two_studies_stand_side_by_side_if_they_measure_the_same_and_what_differs_is_named(tmp_path, call):
+    write_study(tmp_path / "a", rows_of(TWO))
+    rows = rows_of(TWO | {"target": SOUND, "mine": {}}, seeds=4)
+    write_study(tmp_path / "b", [row | {"step": 2 * row["step"]} for row in rows], steps=200, lr=2.0)
+    code, out, err = call(tmp_path, "results/report.py", "a", "b")
+    assert code == 0 and "means over 3 runs" in out, err
+    for line in ("steps: 100 in A, 200 in B\nlr: None in A, 2.0 in B\n", "| target, A ", "| target, B ",
+                 "| mine, B ", "| target, B against target, A "):
+        assert f"\n{line}" in out
+    write_study(tmp_path / "b", rows_of(TWO), block_size=64)
+    with pytest.raises(ValueError, match="a and .*b are not evaluated alike: block_size"):
+        report.compare(tmp_path / "a", tmp_path / "b")
+
+
+def test_several_tasks_are_shown_one_by_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "draw_figure", None)
+    tasks = {"supplement acc": 0.0, "supplement acc_norm": 25.0, "supplement items": 8}  # it is no ppl
+    report.report(write_study(tmp_path / "main", [row | tasks for row in rows_of(TWO)]))
+    for words in ("the mean of supplement with 8 items", "| supplement acc % | supplement acc_norm % |"):
+        assert words in (tmp_path / "main/report.md").read_text()
 
 
 def test_a_figure_that_fails_costs_no_table_and_no_file(tmp_path, monkeypatch):
