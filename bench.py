@@ -5,6 +5,7 @@ learning (ICL) alone: no word of any language occurs. The label task names the k
 needs ICL and the meaning of words. The cloze task asks which of four ends a sentence has: it needs no ICL.
 
     python bench.py --show                       prints every kind of prompt
+    python bench.py A.pt B.pt --show             prints what models answer to the same prompts
     python bench.py runs/laptop/seed3000/ema.pt  benchmarks a checkpoint
     python bench.py EMA.pt --sample "the dog"    prints documents that begin so
     python bench.py gpt2/ --copain CoPain/ --task belebele_eu.jsonl --shots 5    a model on benchmark files
@@ -430,15 +431,34 @@ def evaluate(model, benchmark, validation, before, n_blocks=128, full=True):
 
 
 # ------------------------------------------------ command line
-def show(world):
-    """Prints one prompt of every task, with its answer, and how the controls change the last one."""
-    english, target, _ = world.languages().values()
-    items = copain_items(world, 1) + recall_items(1)
+def show(hide):
+    """Prints a prompt of every task, and how the controls change the last. hide: answers come last."""
+    english, target, _ = World().languages().values()
+    items, answers = copain_items(World(), 1) + recall_items(1), []
     for lang in (english, target):
         items += cloze_items(lang, target, 1) + label_items(lang, target, 1)
-    for item in items:
-        print(f"--- {item.task}   answer: {item.answer}   choices: {', '.join(item.choices)}\n{item.text()}")
-    print(f"--- label, shuffled\n{item.text('shuffled')}\n--- label, zero-shot\n{item.question}")
+    for i, item in enumerate(items, 1):
+        answers.append(f"{item.task}   answer: {item.answer}   choices: {', '.join(item.choices)}")
+        print(f"--- {i if hide else answers[-1]}\n{item.text()}")
+    if hide:
+        print("--- answers", *(f"{i}: {answer}" for i, answer in enumerate(answers, 1)), sep="\n")
+    else:
+        print(f"--- label, shuffled\n{item.text('shuffled')}\n--- label, zero-shot\n{item.question}")
+
+
+def show_answers(paths):
+    """Prints the first item of Copain and of the label task, and the likeliest answer of every checkpoint."""
+    ckpts = [load_checkpoint(path) for path in paths]
+    toks = [Tokenizer.from_json(ckpt["tokenizer"]) for ckpt in ckpts]
+    benchmark = Benchmark(World(**ckpts[0]["world"]), toks[0], *ckpts[0]["benchmark"])
+    for item in [benchmark.copain[0], *(items[0] for items in benchmark.label.get("target", {}).values())]:
+        print(item.text())
+        for ckpt, tok in zip(ckpts, toks):
+            prompt = torch.tensor([encode_item(tok, item)[0]])                             # (1, T)
+            ids = model_from_checkpoint(ckpt).generate(prompt, 8, temperature=0)[0, prompt.size(1):]
+            answer = tok.decode(ids.tolist()).split("\n")[0].split(HELD_OUT_FORMAT[0])[0]
+            print(f"    {ckpt['job']['name']:16}{answer}")
+        print(f"    {'right':16} {item.answer}\n")
 
 
 class HFModel(torch.nn.Module):
@@ -466,35 +486,36 @@ class HFModel(torch.nn.Module):
 def main():
     parser = one_line_parser(argument_default=None, description=__doc__)
     flag = parser.add_argument
-    flag("model", nargs="?", help="a .pt file under runs/, or a folder with the files of a GPT-2")
+    flag("model", nargs="*", help="a .pt file under runs/, or a folder with a GPT-2; for --show also several")
     flag("--hf", metavar="FOLDER", help="any causal model that the package transformers can load")
     flag("--copain", metavar="PATH", help="Copain's rows as published: a file, or a folder of tasks")
     flag("--task", metavar="FILE", action="append", default=[], help="multiple choice; may be given again")
     flag("--shots", type=int, help="examples before each question; default 3 for --copain, 5 for --task")
     flag("--tokenizer", help="of a GPT-2 folder: gpt2, or a folder of its files; default: itself")
     flag("--sample", metavar="TEXT", nargs="?", const="", help="print documents that begin with TEXT")
-    flag("--show", action="store_true", help="print every kind of prompt")
+    flag("--show", action="store_true", help="print every kind of prompt; of .pt files: what they answer")
+    flag("--hide", action="store_true", help="with --show: rules and answers at the end")
     flags = parser.parse_args()
     sys.stdout.reconfigure(errors="replace")  # of what a terminal lacks
     if flags.show:
-        return show(World())
-    require(flags.model or flags.hf, "give a model, or --show")
-    print(flags.hf or flags.model)
-    ckpt = None
+        return show_answers(flags.model) if flags.model else show(flags.hide)
+    require(len(flags.model) == (not flags.hf), "give one model, or --show")
+    path, ckpt = flags.hf or flags.model[0], None
+    print(path)
     if flags.hf:
         require(flags.copain or flags.task, "--hf needs benchmark files, --copain or --task")
         try:
-            model = tok = HFModel(flags.hf)
+            model = tok = HFModel(path)
         except Exception as e:  # of many kinds, with many lines
             reason = " ".join(f"{type(e).__name__}: {e}".split())[:200]
-            raise ValueError(f"{flags.hf} cannot be loaded ({reason}): give a folder with a model and its "
+            raise ValueError(f"{path} cannot be loaded ({reason}): give a folder with a model and its "
                              "tokenizer; pip install transformers") from None
-    elif Path(flags.model).is_dir():
-        model = load_gpt2(flags.model)
-        tok = load_tokenizer(flags.tokenizer or flags.model)
-        require(tok.vocab_size <= model.config.vocab_size, f"{flags.model} lacks tokens of its tokenizer")
+    elif Path(path).is_dir():
+        model = load_gpt2(path)
+        tok = load_tokenizer(flags.tokenizer or path)
+        require(tok.vocab_size <= model.config.vocab_size, f"{path} lacks tokens of its tokenizer")
     else:
-        ckpt = load_checkpoint(flags.model)
+        ckpt = load_checkpoint(path)
         model, tok = model_from_checkpoint(ckpt), Tokenizer.from_json(ckpt["tokenizer"])
         print(f"{ckpt['job']['name']}, step {ckpt['step']}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -514,7 +535,7 @@ def main():
         items, lost = fit(tok, items, T)
         row |= {f"{name} {key}": x for key, x in (choice_metrics(model, tok, items) | lost).items()}
     if not row:
-        require(ckpt, f"{flags.model} is not of the toy world: give benchmark files, --copain or --task")
+        require(ckpt, f"{path} is not of the toy world: give benchmark files, --copain or --task")
         row = Benchmark(World(**ckpt["world"]), tok, *ckpt["benchmark"])(model)
     row |= row.pop("copain_tasks", {})
     for name, value in row.items():

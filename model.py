@@ -125,10 +125,14 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0):
-        """idx (B, T) with max_new_tokens sampled after it; the model sees the last block_size tokens."""
+        """idx (B, T) with max_new_tokens sampled after it, at temperature 0 the likeliest. The model sees the last
+        block_size tokens."""
         for _ in range(max_new_tokens):
             logits = self(idx[:, -self.config.block_size:])[0].float()        # (B, V)
-            following = torch.multinomial((logits / temperature).softmax(-1), 1)
+            if temperature == 0:
+                following = logits.argmax(-1, keepdim=True)                         # (B, 1)
+            else:
+                following = torch.multinomial((logits / temperature).softmax(-1), 1)
             idx = torch.cat((idx, following), dim=1)
         return idx
 

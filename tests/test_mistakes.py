@@ -58,7 +58,7 @@ CASES = [
     (f"train.py --init {GOOD} --seeds 2", "--init gives the one base of one run"),
     (f"train.py --init {GOOD} --cognates 0.1", "cognates is 0.1, but the base .* has 0.5: leave --cogn"),
     # the other files; test_real_text.py has those of real text
-    ("bench.py", "give a model"), ("bench.py none.pt", "none.pt"), ("bench.py --shwo", "--shwo"),
+    ("bench.py", "give one model"), ("bench.py none.pt", "none.pt"), ("bench.py --shwo", "--shwo"),
     ("results/report.py none", "none"),
     ("data.py --language x", "--language"), ("data.py prepare nowhere.txt --name x", "nowhere.txt"),
     ("model.py none.pt --export out", "none.pt"), ("curriculum.py target=rest=rest", "target=rest=rest")]
