@@ -320,8 +320,8 @@ def perplexity(model, ids, n_blocks=128, block_size=None):
 
 
 def parameter_shift(model, base):
-    """How far the weights are from `base`, {name: tensor}. shift_l2, as in the paper's release, is the mean of
-    the tensors' L2 norms of theta - theta_base; shift_relative, the norm of all over that of theta_base."""
+    """How far the weights are from `base`, {name: tensor}. shift_l2, as in the paper's release, is the mean
+    of the tensors' L2 norms of theta - theta_base; shift_relative, the norm of all over theta_base's."""
     names, params = zip(*model.named_parameters())
     shift = np.array([(p - base[name]).norm().item() for name, p in zip(names, params)])
     size = np.array([base[name].norm().item() for name in names])
