@@ -332,7 +332,7 @@ def perplexities(model, tok, name, ids, n_blocks, block_size):
 
 def parameter_shift(model, base):
     """How far the weights are from `base`, {name: tensor}. shift_l2, as in the paper's release, is the mean
-    over the parameter tensors of the L2 norm of theta - theta_base, shift_relative of all as one vector."""
+    of the tensors' L2 norms of theta - theta_base; shift_relative, the norm of all over theta_base's."""
     names, params = zip(*model.named_parameters())
     shift = np.array([(p - base[name]).norm().item() for name, p in zip(names, params)])
     size = np.array([base[name].norm().item() for name in names])

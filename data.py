@@ -633,9 +633,9 @@ def one_line_parser(argument_default=argparse.SUPPRESS, **kwargs):
 
 def show():
     """Prints a document of every kind of the toy world, and how it is tokenized."""
-    world, names = World(), ("english", "target")
+    world = World()
     tok = Tokenizer(train_bpe(write_corpus(world, "english", 4000, seed=0), 540))  # of English alone
-    for name in names:
+    for name in ("english", "target"):
         for kind, share in SOURCES[name][1].items():
             text = DOCUMENT_KINDS[kind](Random(0), world, world.languages()[name])
             pieces = " ".join(repr(tok.decode([i])) for i in tok.encode(text)[:16])

@@ -214,7 +214,7 @@ def lr_factor(step, job):
 
 
 class Muon(torch.optim.Optimizer):
-    """SGD with momentum whose steps are made orthogonal (Jordan 2024); torch.optim's is slow on most CPUs."""
+    """SGD with momentum whose steps are made orthogonal (Jordan 2024). torch.optim's is in bfloat16 alone."""
 
     @torch.no_grad()
     def step(self):
