@@ -270,21 +270,20 @@ def judge_c7(log):
 
 
 def judge_c8(log):
-    weak, strong = ([log(f"{x}+english", "label_target") - log(x, "label_target"),
-                     log(x, "label_ppl_target") / log(f"{x}+english", "label_ppl_target")]
-                    for x in (SEEN[0], SEEN[-1]))
-    more, ratio = Estimate.of(weak[0] - strong[0]), Estimate.geometric(weak[1] / strong[1])
+    points, ratios = [], []  # what English gains from the weakest base and from the strongest
+    for arm in (SEEN[0], SEEN[-1]):
+        points.append(log(f"{arm}+english", "label_target") - log(arm, "label_target"))
+        ratios.append(log(arm, "label_ppl_target") / log(f"{arm}+english", "label_ppl_target"))
+    more, ratio = Estimate.of(points[0] - points[1]), Estimate.geometric(ratios[0] / ratios[1])
     end, chance = log.estimate(f"{SEEN[0]}+english", "label_target"), log.chance["label_target"]
     conditions, verdict = [more.is_gap(), ratio.low > 1 and ratio.mean >= LABEL_RATIO], "inconclusive"
-    if end.low > chance + GAP:  # else nothing emerges that English could save
-        is_settled = any(conditions) or (more.high < GAP and ratio.high < LABEL_RATIO)
-        verdict = grade(conditions, conditions) if is_settled else "inconclusive"
-    points, ratios = [Estimate.of(x[0]).text() for x in (weak, strong)], [
-        Estimate.geometric(x[1]).text() for x in (weak, strong)]
+    is_settled = any(conditions) or (more.high < GAP and ratio.high < LABEL_RATIO)
+    if end.low > chance + GAP and is_settled:  # else nothing emerges that English could save
+        verdict = grade(conditions, conditions)
     return verdict, (
-        f"label task with - without English: weakest base {points[0]}, strongest {points[1]}, difference "
-        f"{more.text()} points; label perplexity without / with: {ratios[0]}, {ratios[1]}, ratio "
-        f"{ratio.text()}; with English the weakest ends at {end.text()}%, chance {chance:.0f}")
+        f"label task with - without English, weakest less strongest base: {more.text()} points "
+        f"({' and '.join(Estimate.of(x).text() for x in points)}); label perplexity without / with, weakest "
+        f"/ strongest: {ratio.text()}; with English the weakest ends at {end.text()}%, chance {chance:.0f}")
 
 
 Claim = namedtuple("Claim", "id study arms judge text criterion")  # judge(log): a verdict, what was measured
@@ -430,26 +429,21 @@ def starts_and_ends(log, arms):
     return found | {arm: (arm, log.last) for arm in log.arms}
 
 
-def ends_table(log, arms, headings, most=99):
-    """The first `most` metrics of what the arms started from, then of every arm's end."""
+def ends_table(log, arms, headings, most=99, spread=False):
+    """The first `most` metrics of what the arms started from, then of every arm's end: means with intervals,
+    or, with spread, standard deviations over the runs, of perplexities in percent."""
     keys, rows = [key for key in headings if log.has(key)][:most], []
     for name, (arm, step) in starts_and_ends(log, arms).items():
         rows.append([name])
         for key in keys:
-            rows[-1].append(log.estimate(arm, key, step).text(2 if "ppl" in key or "shift" in key else 1))
+            text = log.estimate(arm, key, step).text(2 if "ppl" in key or "shift" in key else 1)
+            if spread:
+                values = log(arm, key, step)
+                text = f"{np.std(values, ddof=1):.1f}"
+                if "ppl" in key:
+                    text = f"{100 * np.std(np.log(values), ddof=1):.1f}%"
+            rows[-1].append(text)
     return markdown(["arm", *(headings[key] for key in keys)], rows)
-
-
-def spread_table(log, arms):
-    """What a single run is worth: standard deviations over the runs, of perplexities in percent."""
-    keys = [key for key in ("ppl_target", "copain", "copain_restricted", "gain", "label_target",
-                            "label_ppl_target", "shift_l2") if log.has(key)]
-    rows = []
-    for name, (arm, step) in starts_and_ends(log, arms).items():
-        spreads = [100 * np.std(np.log(log(arm, key, step)), ddof=1) if "ppl" in key
-                   else np.std(log(arm, key, step), ddof=1) for key in keys]
-        rows.append([name, *(f"{x:.1f}%" if "ppl" in key else f"{x:.1f}" for key, x in zip(keys, spreads))])
-    return markdown(["arm", *keys], rows)
 
 
 def pairs_table(log, pairs):
@@ -513,9 +507,8 @@ def provenance(log, info):
     for name, key in (("data order", "data_seed"), ("benchmark", "bench_seed")):
         found = log(log.arms[0], key)
         text += f", {name} {found[0]}" + (f" to {found[-1]}" if found[-1] > found[0] else "")
-    machines = [m if isinstance(m, str) else f"{m['processor']}, {m['cores']} cores, torch {m['torch']}"
-                for m in info["machines"]]  # a dict only in old results
-    return f"{text}; {'; '.join(machines)}, {s['device']}, {s['dtype']}; commit {', '.join(info['commits'])}"
+    machines, commits = "; ".join(info["machines"]), ", ".join(info["commits"])
+    return f"{text}; {machines}, {s['device']}, {s['dtype']}; commit {commits}"
 
 
 def report_text(log, info, claims, interval):
@@ -553,7 +546,7 @@ def report_text(log, info, claims, interval):
     if len(log.seeds) > 2:
         alone = "; ".join(f"{claim} {n}" for claim, n in single_runs(log, info["study"]).items())
         text += ["## What a single run is worth", "Standard deviation over the runs, of perplexities in "
-                 "percent:", spread_table(log, arms)]
+                 "percent:", ends_table(log, arms, HEADINGS, 7, spread=True)]
         if claims:
             text.append(f"Runs of {len(log.seeds)} that reproduce a claim if they are judged alone: {alone}.")
     for title, chosen in variants(log, info).items():
@@ -583,9 +576,8 @@ def report(folder):
     metrics.jsonl alone. Returns the text that ends the study, even if the figure cannot be drawn."""
     folder = Path(folder)
     log, info = read_study(folder)
-    claims, smoke = [], info["settings"]["preset"] == "smoke"
-    if log.seeds:
-        claims = verdicts(log, info["study"])
+    claims = verdicts(log, info["study"]) if log.seeds else []
+    smoke = info["settings"]["preset"] == "smoke"
     interval = ": no interval, so no measure of chance" if log.of_run else " [95% t interval over runs]"
     text = report_text(log, info, claims, interval)
     write_text(folder / "report.md", text)
@@ -603,8 +595,7 @@ def report(folder):
         draw_figure(log, info, folder, f"Unfinished. {title}" if log.running else title)
     except Exception as e:  # whatever it is, the table of a long study must not be lost with it
         figure = f"not drawn ({type(e).__name__}: {' '.join(str(e).split())})"
-    heading = SMOKE if smoke else info["question"]
-    parts = [heading]
+    parts = [SMOKE if smoke else info["question"]]
     if log.running:
         parts += [UNFINISHED, running_table(log)]
     if log.seeds:
