@@ -13,7 +13,7 @@ import json
 import math
 import os
 from collections import namedtuple
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -295,7 +295,7 @@ CLAIMS = [
           f"Copain of t falls below {COLLAPSE:.0%} of the base's in the first 10% of the steps, and te ends "
           f"at least {GAP:g} points above t, above 0, on Copain and on Copain restricted to its list; one of "
           "the three is partly"),
-    Claim("C3", "main", T_TE, judge_c3, "that hurts downstream prompts in the target language",
+    Claim("C3", "main", T_TE, judge_c3, "without English, the task in the target language does not emerge",
           f"label perplexity t / te above 1 and at least {LABEL_RATIO}, and accuracy of te at least {GAP:g} "
           "points above t, above 0; one is partly"),
     Claim("C4", "main", T_TE, judge_c4, "without English the parameters move further",
@@ -397,11 +397,9 @@ CONTROLS = {
     "recall": "recall probe %", "held_out_rule": "held-out rule %", "held_out_restricted": "restricted %",
     "label_target": "label task %", "label_target_zero-shot": "zero-shot %",
     "label_target_shuffled": "shuffled labels %"}
-POINTS = {"copain": "Copain, points", "copain_restricted": "restricted, points",
-          "gain": "gain from shots, points", "label_target": "label task, points",
-          "cloze_target": "cloze task, points"}
-SHARES = {"copain": "of Copain's gap", "copain_restricted": "of its gap",
-          "label_target": "of the label task's gap"}
+POINTS = {"copain": "Copain, points", "copain_restricted": "restricted", "gain": "gain from shots",
+          "label_target": "label task", "cloze_target": "cloze task"}
+SHARES = {"copain": "of Copain's gap", "copain_restricted": "of its gap", "label_target": "of the task's"}
 RATIOS = {"ppl_target": "target ppl", "label_ppl_target": "label ppl", "shift_l2": "L2 shift"}
 
 
@@ -572,8 +570,8 @@ def report_text(log, info, claims, interval):
 
 
 def report(folder):
-    """Writes report.md, summary.json and figure.png into a study's folder, from its settings.json and
-    metrics.jsonl alone. Returns the text that ends the study, even if the figure cannot be drawn."""
+    """Writes report.md and figure.png into a study's folder, from its settings.json and metrics.jsonl alone.
+    Returns the text that ends the study, even if the figure cannot be drawn."""
     folder = Path(folder)
     log, info = read_study(folder)
     claims = verdicts(log, info["study"]) if log.seeds else []
@@ -581,14 +579,6 @@ def report(folder):
     interval = ": no interval, so no measure of chance" if log.of_run else " [95% t interval over runs]"
     text = report_text(log, info, claims, interval)
     write_text(folder / "report.md", text)
-    ends, keys = {}, [key for key in HEADINGS if log.has(key)]
-    for arm in log.arms if log.seeds else []:
-        ends[arm] = {}
-        for key in keys:  # the digits after the eighth differ between processors
-            ends[arm][key] = {name: float(f"{x:.8g}") for name, x in asdict(log.estimate(arm, key)).items()}
-    summary = json.dumps({"study": info["study"], "seeds": log.seeds, "step": log.last, "claims": claims,
-                          "arms": ends}, indent=1)
-    write_text(folder / "summary.json", summary + "\n")
     figure = folder / "figure.png"
     try:
         title = SMOKE if smoke else headline(claims) or info["question"]
@@ -698,20 +688,20 @@ def set_ticks(axis):
     axis.set(major_locator=locator, major_formatter="{x:g}", minor_locator=NullLocator())
 
 
-def start_figure(log, title, notes, keys, height):
-    """A figure to be read at 800 pixels of width, and [(axes, metric)]. notes: for the line below title."""
+def start_figure(log, title, note, keys, height):
+    """A figure to be read at 800 pixels of width, and [(axes, metric)]. note: of several runs, below title."""
     from matplotlib.figure import Figure  # here, because only figures need it
     if len(log.seeds) > 1:
-        notes = [f"means of {len(log.seeds)} runs, base seeds {log.seeds[0]} to {log.seeds[-1]}", *notes]
-    else:  # the notes are of several runs
-        notes = [f"one run, base seed {log.seeds[0]}" if log.seeds else "no run has finished"]
+        note = f"means of {len(log.seeds)} runs, base seeds {log.seeds[0]} to {log.seeds[-1]}; {note}"
+    else:
+        note = f"one run, base seed {log.seeds[0]}" if log.seeds else "no run has finished"
     keys = [key for key in keys if log.has(key)]
     columns = 2 if len(keys) > 3 else len(keys)
     rows = math.ceil(len(keys) / columns)
     fig = Figure(figsize=(8, rows * height + 1), dpi=150, layout="constrained")
     fig.get_layout_engine().set(rect=(0, 0, 1, 1 - 0.55 / fig.get_figheight()))
     fig.text(0.01, 1 - 0.08 / fig.get_figheight(), title, fontsize=11, va="top")
-    fig.text(0.01, 1 - 0.32 / fig.get_figheight(), "; ".join(notes), fontsize=9, va="top")
+    fig.text(0.01, 1 - 0.32 / fig.get_figheight(), note, fontsize=9, va="top")
     return fig, [(fig.add_subplot(rows, columns, i), key) for i, key in enumerate(keys, 1)]
 
 
@@ -730,11 +720,10 @@ def draw_figure(log, info, folder, title):
         draw_ends(log, path, title)
 
 
-def draw_lines(log, path, title, notes, keys, lines, label, ticks=()):
+def draw_lines(log, path, title, keys, lines, label, ticks=()):
     """A panel per metric, with means and intervals. lines: [(name, colour, marker, xs, (arm, step) of every
     x, the Log to read)]. label: of x. ticks: [(x, text)], or none to have them chosen."""
-    notes = [*notes, "bars: 95% intervals"]
-    fig, panels = start_figure(log, title, notes, keys, 2.2)
+    fig, panels = start_figure(log, title, "bars: 95% intervals", keys, 2.2)
     for ax, key in panels:
         ends = []
         for name, colour, marker, xs, points, source in lines:
@@ -782,7 +771,7 @@ def draw_curves(log, path, title, keys):
             lines.append((name, colour, mark, xs, [(arm, step) for step in steps], source))
     shown = [0, 1, *(10 ** k for k in range(1, 6) if 2 * 10 ** k < log.last), log.last]
     ticks = [(math.log10(1 + step), f"{step}") for step in shown]
-    draw_lines(log, path, title, [], keys, lines, "step", ticks)
+    draw_lines(log, path, title, keys, lines, "step", ticks)
 
 
 def draw_along(log, path, title, keys, xs, label, joined):
@@ -795,18 +784,17 @@ def draw_along(log, path, title, keys, xs, label, joined):
         lines.append(("", "#0072B2", "o", list(range(len(joined))), [(arm, end) for arm in joined], log))
         for i, arm in enumerate(others, len(joined)):
             lines.append(("", "#D55E00", "s", [i], [(arm, end)], log))
-        return draw_lines(log, path, title, [], keys, lines, label, ticks)
+        return draw_lines(log, path, title, keys, lines, label, ticks)
     for name, colour, marker in dict.fromkeys(styles.values()):
         arms = [arm for arm in log.arms if styles[arm] == (name, colour, marker)]
         lines.append((name, colour, marker, [xs[arm] for arm in arms], [(arm, end) for arm in arms], log))
-    draw_lines(log, path, title, [], keys, lines, label)
+    draw_lines(log, path, title, keys, lines, label)
 
 
 def draw_ends(log, path, title):
     """The figure of the other studies: an arm a row, with its interval."""
     keys, n = ["ppl_target", "copain", "label_target"], len(log.arms)
-    notes = ["bars: 95% t intervals; ticks: runs"]
-    fig, panels = start_figure(log, title, notes, keys, 0.7 + 0.24 * n)
+    fig, panels = start_figure(log, title, "bars: 95% intervals; ticks: runs", keys, 0.7 + 0.24 * n)
     for ax, key in panels:
         for i, (arm, (_, colour, marker)) in enumerate(arm_styles(log).items()):
             runs, e = log(arm, key), log.estimate(arm, key)

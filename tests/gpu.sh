@@ -20,7 +20,7 @@ out=$(cd "$1" && pwd)
 work=$(mktemp -d)  # train.py writes runs/ and data.py writes data/ where they are started
 trap 'rm -rf "$work"' EXIT
 cd "$work" || exit 2
-rm -f "$out"/{summary,tests,preset,study,speed,cpt}.txt "$out"/study.{png,json}  # of an earlier run
+rm -f "$out"/{summary,tests,preset,study,speed,cpt}.txt "$out"/study.{png,md}  # of an earlier run
 failed=0 results="" deadline=520  # seconds for all parts, which leaves some for a part that is slow to end
 
 part() {  # part TITLE SECONDS FILE COMMAND...: runs it for so many seconds at most, adds its output to FILE
@@ -66,7 +66,7 @@ part "the main study, ${study[-1]} runs" 200 study.txt \
     python "$root/train.py" --name study --device $device "${study[@]}"
 kill $! 2> /dev/null
 cp runs/study/main/figure.png "$out/study.png"
-cp runs/study/main/summary.json "$out/study.json"
+cp runs/study/main/report.md "$out/study.md"
 
 part "the speed of a step" 120 speed.txt \
     python "$root/tests/speed.py" "${speed[@]}"

@@ -173,7 +173,6 @@ def test_verdicts_of_one_run_say_so_and_smoke_settings_give_none_in_the_terminal
     for shown in (out, text, report.findings(tmp_path)):
         shown = shown.replace("All three is reproduced", "")
         assert shown.count("reproduced") == shown.count("reproduced in this run") > 0
-    assert json.loads((folder / "summary.json").read_text())["claims"][0]["verdict"] == "reproduced"
     out = report.report(write_study(folder, rows_of(TWO), preset="smoke"))
     assert "mean nothing" in out and "C1" not in out and "reproduced" not in out
 
@@ -232,7 +231,7 @@ def test_a_figure_that_fails_costs_no_table_and_no_file(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "start_figure", None)
     folder = write_study(tmp_path / "main", rows_of(TWO))
     out, text = report.report(folder), (folder / "report.md").read_text()
-    assert "figure: not drawn (TypeError: " in out and "C2   " in out and (folder / "summary.json").exists()
+    assert "figure: not drawn (TypeError: " in out and "C2   " in out
     assert "| max_integer_in_list       | 90   | 20     | 85             |" in text  # base, target, + English
     assert "| target         | 90 / 60 | 5 / 51  | 20 / 51 |" in text  # Copain / label task along the way
 
