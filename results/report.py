@@ -601,7 +601,8 @@ def report(folder):
 
 
 def findings(results):
-    """Claims and verdicts of all studies in a folder, in short (for README) and in full, then comparisons."""
+    """Claims and verdicts of all studies in a folder: those that were run in short, for README, then all in
+    full, then comparisons."""
     logs, claims, parts = {}, [], []
     for path in sorted(Path(results).glob("*/metrics.jsonl")):
         log, info = read_study(path.parent)
@@ -616,7 +617,8 @@ def findings(results):
         log = logs.get(study, Log([]))
         runs = {0: study, 1: f"{study}, 1 run"}.get(len(log.seeds), f"{study}, {len(log.seeds)} runs")
         claims += [v | {"study": runs, "verdict": v["verdict"] + log.of_run} for v in verdicts(log, study)]
-    short = [v | {"claim": f"{v['id']} {v['claim']}", "number": v["number"].split(";")[0]} for v in claims]
+    short = [v | {"claim": f"{v['id']} {v['claim']}", "number": v["number"].split(";")[0]} for v in claims
+             if not v["verdict"].startswith("not run")]
     columns = {"claim": "claim", "verdict": "verdict", "number": "mean [95% interval over runs]",
                "study": "study"}
     return "\n\n".join([claims_table(short, columns, ""), "In full:",
@@ -769,7 +771,7 @@ def draw_curves(log, path, title, keys):
         for name, mark, steps, source in curves:
             xs = [math.log10(1 + step) for step in steps]  # step 0 has a place on this axis
             lines.append((name, colour, mark, xs, [(arm, step) for step in steps], source))
-    shown = [0, 1, *(10 ** k for k in range(1, 6) if 2 * 10 ** k < log.last), log.last]
+    shown = [0, 1, *(10 ** k for k in range(1, 6) if 4 * 10 ** k < log.last), log.last]
     ticks = [(math.log10(1 + step), f"{step}") for step in shown]
     draw_lines(log, path, title, keys, lines, "step", ticks)
 
