@@ -95,7 +95,7 @@ def read_study(folder):
     """(Log, settings.json as a dict) of a folder. ValueError if they are damaged, or no arm has a row."""
     try:
         info = json.loads((folder / "settings.json").read_text())
-        needed = "study question pairs judge judge_best figure x line left_out arms settings"
+        needed = "study question pairs judge judge_best figure x lines left_out arms settings"
         lacks = [key for key in needed.split() if key not in info]
         require(not lacks, f"settings.json lacks {', '.join(lacks)}")
         logs = [folder.parent / name for name in info.get("logs", [])]  # newer, as long as they are there
@@ -190,12 +190,11 @@ def judge_c1(log):
     ppl, verdict = log.ratio("ppl_target"), "inconclusive"
     learned = [Estimate.geometric(log("target", key, 0) / log("target", key))
                for key in ("ppl_target", "ppl_word_target") if log.has(key)]
-    if learned[0].mean < LEARNED:
-        verdict = "inconclusive"  # models that learn nothing have equal perplexities, too
-    elif 1 / PPL_MARGIN < ppl.low and ppl.high < PPL_MARGIN:
-        verdict = "reproduced"
-    elif ppl.low > PPL_MARGIN or ppl.high < 1 / PPL_MARGIN:
-        verdict = "not reproduced"
+    if learned[0].mean >= LEARNED:  # models that learn nothing have equal perplexities, too
+        if 1 / PPL_MARGIN < ppl.low and ppl.high < PPL_MARGIN:
+            verdict = "reproduced"
+        elif ppl.low > PPL_MARGIN or ppl.high < 1 / PPL_MARGIN:
+            verdict = "not reproduced"
     return verdict, (f"perplexity without / with English {ppl.text(3)}; base / without "
                      f"{', per word '.join(ratio.text(2) for ratio in learned)}")
 
@@ -212,9 +211,8 @@ def judge_c2(log):
     half = at_perplexity(log, "target", "copain", half_way) / log("target", "copain", 0)
     points = "; ".join(f"{name} with - without English {gap.text()} points" for name, gap in gaps.items())
     return grade(conditions, conditions), (
-        f"{points}; without English, Copain in % of the base's is "
-        f"{worst.text(0)} at its lowest early on, {Estimate.of(100 * half).text(0)} when half of the "
-        "language is learned")
+        f"{points}; without English, Copain in % of the base's is {worst.text(0)} at its lowest early on, "
+        f"{Estimate.of(100 * half).text(0)} when half of the language is learned")
 
 
 def judge_c3(log):
@@ -472,25 +470,15 @@ def running_table(log):
     return markdown(["arm", "seed", "step", *(PANELS[key] for key in keys)], rows)
 
 
-def percents(read, keys, arm, step):
-    """Such as "85 / 62": the means of metrics over the runs."""
-    return " / ".join(f"{read(arm, key, step).mean():.0f}" for key in keys)
-
-
 def rules_table(log, arms):
-    """Percent right of every rule of Copain, with shots and without: before the CPT, and where arms end."""
+    """Percent right of every rule of Copain, with shots / without: before the CPT, and where arms end."""
     columns, rows = starts_and_ends(log, arms), []
     for rule in log.rules:
-        keys = [key for key in (rule, f"{rule}_zero-shot") if log.has(key)]
-        rows.append([rule, *(percents(log, keys, arm, step) for arm, step in columns.values())])
+        rows.append([rule])
+        for arm, step in columns.values():
+            means = [log(arm, key, step).mean() for key in (rule, f"{rule}_zero-shot") if log.has(key)]
+            rows[-1].append(" / ".join(f"{mean:.0f}" for mean in means))
     return markdown(["rule", *columns], rows)
-
-
-def steps_table(log):
-    """Copain and the label task at every step that was evaluated."""
-    keys = [key for key in ("copain", "label_target") if log.has(key)]
-    rows = [[arm, *(percents(log, keys, arm, step) for step in log.steps)] for arm in log.arms]
-    return markdown(["arm", *map(str, log.steps)], rows)
 
 
 # ----------------------------------------------------------------------------------------------------- report
@@ -542,11 +530,10 @@ def report_text(log, info, claims, interval):
                  "whole 95% interval, paired by run; a size, such as 10 points, is that of the mean.",
                  claims_table(claims, with_criterion, log.of_run)]
     if len(log.seeds) > 2:
-        alone = "; ".join(f"{claim} {n}" for claim, n in single_runs(log, info["study"]).items())
         text += ["## What a single run is worth", "Standard deviation over the runs, of perplexities in "
                  "percent:", ends_table(log, arms, HEADINGS, 7, spread=True)]
-        if claims:
-            text.append(f"Runs of {len(log.seeds)} that reproduce a claim if they are judged alone: {alone}.")
+        alone = "; ".join(f"{claim} {n}" for claim, n in single_runs(log, info["study"]).items())
+        text += [f"Runs that reproduce a claim if they are judged alone: {alone}."] if alone else []
     for title, chosen in variants(log, info).items():
         judged, these = info["study"] if claims else "main", log.renamed(chosen)
         if not these.arms:  # they were not run
@@ -564,8 +551,8 @@ def report_text(log, info, claims, interval):
              "probe: the query is one of the shots; chance 17%. Held-out rule: the last element of the list, "
              "a rule that no training document uses; chance 33%.", ends_table(log, arms, CONTROLS),
              "## Rule by rule", f"Percent right with three shots / without, {log.runs}.",
-             rules_table(log, arms), "## Copain and the label task along the way"]
-    return "\n\n".join([*text, steps_table(log), "## Arms and settings",
+             rules_table(log, arms)]
+    return "\n\n".join([*text, "## Arms and settings",
                         f"```json\n{json.dumps({'arms': arms, **info['settings']}, indent=1)}\n```\n"])
 
 
@@ -664,20 +651,11 @@ ARM_STYLE = {"target": ("#D55E00", "o"), "target+english": ("#0072B2", "s"), "cu
 MORE_COLOURS = ["#332288", "#999933", "#882255", "#888888", "#E69F00", "#56B4E9", "#000000"]
 
 
-def arm_styles(log):
-    """{arm: (family, colour, marker)}. Arms of a family, such as target and target-at-40, look alike."""
-    styles, known = {}, dict(ARM_STYLE)
-    for arm in log.arms:
-        mains = [name for name in ARM_STYLE if name in arm]
-        if "+english" in arm:
-            family = "target+english"
-        elif arm.split("-lr-")[0] + "+english" in log.arms:  # such as far, beside far+english
-            family = "target"
-        else:
-            family = mains[0] if mains else arm.rstrip("0123456789.").removesuffix("-")
-        known.setdefault(family, (MORE_COLOURS[len(known) % len(MORE_COLOURS)], "v"))
-        styles[arm] = (family, *known[family])
-    return styles
+def style(name, i=0):
+    """(colour, marker) of an arm, or of a line of arms: those of the arm of main that its name holds."""
+    main = next((arm for arm in reversed(ARM_STYLE) if arm in name), "")
+    colour, marker = ARM_STYLE.get(main, (MORE_COLOURS[i % len(MORE_COLOURS)], "v"))
+    return colour, marker if name == main else "x"
 
 
 def set_ticks(axis):
@@ -691,7 +669,7 @@ def set_ticks(axis):
 
 
 def start_figure(log, title, note, keys, height):
-    """A figure to be read at 800 pixels of width, and [(axes, metric)]. note: of several runs, below title."""
+    """A figure to be read at 800 pixels of width, and [(axes, metric)]. note: of several runs, below it."""
     from matplotlib.figure import Figure  # here, because only figures need it
     if len(log.seeds) > 1:
         note = f"means of {len(log.seeds)} runs, base seeds {log.seeds[0]} to {log.seeds[-1]}; {note}"
@@ -716,8 +694,8 @@ def draw_figure(log, info, folder, title):
     if label == "step" or log.running:
         draw_curves(log, path, title, FIRST)
         draw_curves(log, folder / "curves.png", info["question"], [key for key in PANELS if key not in FIRST])
-    elif xs and set(log.arms) <= set(xs) and set(info["line"]) <= set(log.arms):
-        draw_along(log, path, title, keys, xs, label, info["line"])
+    elif info["lines"] and set(log.arms) <= set(xs) and set(sum(info["lines"].values(), [])) <= set(log.arms):
+        draw_along(log, path, title, keys, xs, label, info["lines"])
     else:
         draw_ends(log, path, title)
 
@@ -764,7 +742,7 @@ def draw_curves(log, path, title, keys):
     they are, with crosses."""
     lines = []
     for i, arm in enumerate(dict.fromkeys([*log.arms, *(arm for arm, _ in log.running)])):
-        colour, marker = ARM_STYLE.get(arm, (MORE_COLOURS[i % len(MORE_COLOURS)], "v"))
+        colour, marker = style(arm, i)
         curves = [(arm, marker, log.steps, log)] if arm in log.arms and log.seeds else []
         curves += [(f"{arm}, unfinished", "x", [row["step"] for row in rows], Log(rows))
                    for (name, _), rows in log.running.items() if name == arm]
@@ -777,20 +755,18 @@ def draw_curves(log, path, title, keys):
 
 
 def draw_along(log, path, title, keys, xs, label, joined):
-    """Ends of arms along xs, {arm: x}. A line joins the arms in `joined`, at equal distances; the others, at
-    the right, are named. Without any, a line joins those of a family."""
-    styles, lines, ticks, end = arm_styles(log), [], [], log.last
-    if joined:
-        others = [arm for arm in log.arms if arm not in joined]
-        ticks = list(enumerate([*(f"{xs[arm]:g}" for arm in joined), *others]))
-        lines.append(("", "#0072B2", "o", list(range(len(joined))), [(arm, end) for arm in joined], log))
-        for i, arm in enumerate(others, len(joined)):
-            lines.append(("", "#D55E00", "s", [i], [(arm, end)], log))
-        return draw_lines(log, path, title, keys, lines, label, ticks)
-    for name, colour, marker in dict.fromkeys(styles.values()):
-        arms = [arm for arm in log.arms if styles[arm] == (name, colour, marker)]
-        lines.append((name, colour, marker, [xs[arm] for arm in arms], [(arm, end) for arm in arms], log))
-    draw_lines(log, path, title, keys, lines, label)
+    """Ends of arms along xs, {arm: x}. joined: {name of a line: its arms}. If there is one line, its arms stand
+    at equal distances, and right of them the others."""
+    lines, ticks, end = [], [], log.last
+    for i, (name, arms) in enumerate(joined.items()):
+        lines.append((name, *style(name, i), [xs[arm] for arm in arms], [(arm, end) for arm in arms], log))
+    if len(joined) == 1:
+        (_, colour, marker, _, points, _), = lines
+        others = [arm for arm in log.arms if (arm, end) not in points]
+        ticks = list(enumerate([*(f"{xs[arm]:g}" for arm, _ in points), *others]))
+        lines = [("", colour, marker, list(range(len(points))), points, log)]
+        lines += [("", "#D55E00", "s", [i], [(arm, end)], log) for i, arm in enumerate(others, len(points))]
+    draw_lines(log, path, title, keys, lines, label, ticks)
 
 
 def draw_ends(log, path, title):
@@ -798,8 +774,8 @@ def draw_ends(log, path, title):
     keys, n = ["ppl_target", "copain", "label_target"], len(log.arms)
     fig, panels = start_figure(log, title, "bars: 95% intervals; ticks: runs", keys, 0.7 + 0.24 * n)
     for ax, key in panels:
-        for i, (arm, (_, colour, marker)) in enumerate(arm_styles(log).items()):
-            runs, e = log(arm, key), log.estimate(arm, key)
+        for i, arm in enumerate(log.arms):
+            runs, e, (colour, marker) = log(arm, key), log.estimate(arm, key), style(arm, i)
             ax.plot(runs, np.full(len(runs), i), "|", color="0.4")
             ax.plot([e.low, e.mean, e.high], [i, i, i], color=colour, marker=marker, markevery=[1])
         if key in CHANCE:

@@ -99,13 +99,13 @@ class Study:
     judge_best: bool = False  # and on every arm at the rate where its target perplexity is lowest
     figure: str = ""          # x label ("step", "target perplexity": no x needed); "": a row per arm
     x: dict = field(default_factory=dict)  # {arm: its place along x}
-    line: list = ()           # one line joins these arms; without it, a line joins the arms of a kind
+    lines: dict = field(default_factory=dict)  # {name of a line of the figure: the arms that it joins}
 
     def check(self, name):
         """Raises ValueError if it names an arm that does not exist."""
-        named = [*self.arms, *self.line, *self.x]
-        for pair in self.pairs:
-            named += pair
+        named = [*self.arms, *self.x]
+        for some in [*self.pairs, *self.lines.values()]:
+            named += some
         for chosen in self.judge:
             named += chosen.values()
         for arm in named:
@@ -148,7 +148,8 @@ STUDIES |= {
         "How much of it does the learning rate decide?",
         [name + rate for name in MAIN for rate in RATES],
         pairs=[(name + rate, "target" + rate) for name in MAIN[1:] for rate in RATES],
-        judge_best=True, figure="target perplexity"),
+        judge_best=True, figure="target perplexity",
+        lines={name: [name + rate for rate in RATES] for name in MAIN}),
     "tokenizer": Study(
         "Does it matter whether the new language is spelled with English pieces or has tokens of its own?",
         [base + name + rate for base in ("", "joint-") for name in MAIN for rate in RATES[1:4]],
@@ -156,25 +157,29 @@ STUDIES |= {
                for rate in RATES[1:4]],
         judge=[in_place(*(base + name + rate for name in MAIN)) for base in ("", "joint-")
                for rate in RATES[1:4]],
-        figure="target perplexity"),
+        figure="learning rate, as a share of main's",
+        x={base + name + rate: x for base in ("", "joint-") for name in MAIN
+           for rate, x in zip(RATES[1:4], (0.2, 0.5, 1))},
+        lines={base + name: [base + name + rate for rate in RATES[1:4]]
+               for base in ("", "joint-") for name in MAIN}),
     "replay-content": Study(
         "Is it English, or the few-shot-like documents in it?", CONTENT, pairs=against("target", CONTENT)),
     "replay-dose": Study(
         "How much English is enough?", list(DOSES), pairs=against("target", DOSES),
-        figure="English, % of the tokens", x=DOSES, line=list(DOSES)),
+        figure="English, % of the tokens", x=DOSES, lines={"target+english": list(DOSES)}),
     "placement": Study(
         "The same English at another time, and in longer or shorter windows: what does it take?",
         PLACES, pairs=[*against("target", PLACES), ("curriculum", "middle"), ("curriculum", "last"),
                        ("spread", "curriculum")],
         figure="English in the first ... % of the steps; orange: as much as 10, at another time",
-        x=WINDOWS | dict.fromkeys(["middle", "last", "spread"], 10), line=list(WINDOWS)),
+        x=WINDOWS | dict.fromkeys(["middle", "last", "spread"], 10), lines={"curriculum": list(WINDOWS)}),
     "averaging": Study(
         "Does an EMA of the weights do anything that a smaller learning rate does not?", AVERAGES,
         pairs=[*against("target", AVERAGES), ("ema", "low-lr"), ("ema-0.8", "target-lr-0.2"),
                ("ema-every-10", "low-lr"), ("ema-every-50", "low-lr")]),
     "constraints": Study(
         "Do weights that may not move far keep the ability, and what does it cost?", LIMITS,
-        pairs=against("target", LIMITS), figure="target perplexity"),
+        pairs=against("target", LIMITS), figure="target perplexity", lines={name: [name] for name in LIMITS}),
     "languages": Study(
         "Does English matter more, the less of the language the base has seen?",
         [seen + english + rate for rate in ("", "-lr-0.1") for seen in SEEN for english in ("", "+english")],
@@ -185,7 +190,8 @@ STUDIES |= {
         [size + name for size in SIZES for name in MAIN],
         pairs=[(size + name, f"{size}target") for size in SIZES for name in MAIN[1:]],
         judge=[in_place(*(size + name for name in MAIN)) for size in SIZES],
-        figure="channels (n_embd)", x={size + name: x for size, x in SIZES.items() for name in MAIN}),
+        figure="channels (n_embd)", x={size + name: x for size, x in SIZES.items() for name in MAIN},
+        lines={name: [size + name for size in SIZES] for name in MAIN}),
 }
 for name, study in STUDIES.items():
     study.check(name)
