@@ -245,7 +245,7 @@ def judge_repair(log, arm):
         if english and english.is_gap():
             gain = log.difference(key, arm)
             shares[key] = gain.mean / english.mean if gain.low > 0 else 0
-            texts.append(f"{name} {gain.text()} points, {gain.mean / english.mean:.0%} of the gap")
+            texts.append(f"{name} {gain.text()} points above target, {gain.mean / english.mean:.0%} of the gap")
     if not shares:
         return "inconclusive", "English made no difference that could be recovered"
     ppl = log.ratio("ppl_target", arm)
@@ -286,7 +286,7 @@ def judge_c8(log):
 
 Claim = namedtuple("Claim", "id study arms judge text criterion")  # judge(log): a verdict, what was measured
 CLAIMS = [
-    Claim("C1", "main", T_TE, judge_c1, "English in the mixture does not change target perplexity",
+    Claim("C1", "main", T_TE, judge_c1, "English in the mixture hardly changes target perplexity",
           f"the ratio t / te is inside [1/{PPL_MARGIN}, {PPL_MARGIN}]; inconclusive if base / t is below "
           f"{LEARNED}"),
     Claim("C2", "main", T_TE, judge_c2, "without English, ICL collapses early",
@@ -645,7 +645,7 @@ FIRST = ["ppl_target", "copain"]  # the panels of main's figure; the others are 
 PANELS = {"ppl_target": "Target perplexity", "copain": "Copain, %", "gain": "Gain from shots, points",
           "copain_restricted": "Copain, its list only, %", "label_target": "Label task (target), %",
           "label_ppl_target": "Label perplexity", "shift_l2": "L2 shift", "ppl_english": "English perplexity"}
-CHANCE = {"copain": "copying an element", "copain_restricted": "chance", "label_target": "chance"}
+CHANCE = {"copain": "a random element", "copain_restricted": "chance", "label_target": "chance"}
 ARM_STYLE = {"target": ("#D55E00", "o"), "target+english": ("#0072B2", "s"), "curriculum": ("#009E73", "^"),
              "ema": ("#CC79A7", "D")}  # colours that colour-blind readers tell apart (Okabe and Ito)
 MORE_COLOURS = ["#332288", "#999933", "#882255", "#888888", "#E69F00", "#56B4E9", "#000000"]
@@ -730,11 +730,13 @@ def draw_lines(log, path, title, keys, lines, label, ticks=()):
 
 def name_lines(ax, ends):
     """Writes the name of each line right of its end, and moves names apart. ends: [(y, name, colour)]."""
-    lowest = -1.0
-    for y, name, colour in sorted(ends):
-        place = ax.transAxes.inverted().transform(ax.transData.transform((0, y)))[1]
-        lowest = max(place, lowest + 0.1)
-        ax.text(1.02, lowest, name, color=colour, fontsize=10, va="center", transform=ax.transAxes)
+    up, down = [-1.0], [2.0]
+    for y, *_ in sorted(ends):
+        up.append(max(ax.transAxes.inverted().transform(ax.transData.transform((0, y)))[1], up[-1] + 0.1))
+    for y, *_ in sorted(ends, reverse=True):
+        down.append(min(ax.transAxes.inverted().transform(ax.transData.transform((0, y)))[1], down[-1] - 0.1))
+    for (_, name, colour), low, high in zip(sorted(ends), up[1:], down[:0:-1]):
+        ax.text(1.02, (low + high) / 2, name, color=colour, va="center", transform=ax.transAxes)
 
 
 def draw_curves(log, path, title, keys):
@@ -751,7 +753,8 @@ def draw_curves(log, path, title, keys):
             lines.append((name, colour, mark, xs, [(arm, step) for step in steps], source))
     shown = [0, 1, *(10 ** k for k in range(1, 6) if 4 * 10 ** k < log.last), log.last]
     ticks = [(math.log10(1 + step), f"{step}") for step in shown]
-    draw_lines(log, path, title, keys, lines, "step", ticks)
+    window = f"; curriculum: English until {log.last // 10}" if "curriculum" in log.arms else ""
+    draw_lines(log, path, title, keys, lines, f"step{window}", ticks)
 
 
 def draw_along(log, path, title, keys, xs, label, joined):
