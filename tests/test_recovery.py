@@ -19,7 +19,8 @@ def start(path, *flags, code=None):
     """A training run in a process of its own, in a group of its own."""
     command = ["-c", code] if code else [str(ROOT / "train.py")]
     return subprocess.Popen([sys.executable, *command, *SMOKE, *flags], cwd=path, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # not ignored
 
 
 def wait_until(condition):
