@@ -323,8 +323,8 @@ def perplexity(model, ids, n_blocks=128, block_size=None):
 def perplexities(model, tok, name, ids, n_blocks, block_size):
     """{"ppl_NAME": perplexity per token, "ppl_word_NAME": per word, "ppl_byte_NAME": per byte}. The last two
     can be compared between tokenizers. A word ends at white space."""
-    ids = np.asarray(ids[:n_blocks * block_size + 1]).tolist()
-    text, ppl = tok.decode(ids), perplexity(model, np.array(ids), n_blocks, block_size)
+    ids = ids[:n_blocks * block_size + 1]
+    text, ppl = tok.decode(ids), perplexity(model, ids, n_blocks, block_size)
     nats = len(ids) * math.log(ppl)
     return {f"ppl_{name}": ppl, f"ppl_word_{name}": math.exp(min(nats / len(text.split()), 700)),
             f"ppl_byte_{name}": math.exp(min(nats / len(text.encode()), 700))}
@@ -349,9 +349,10 @@ def token_shift(model, base, english, target):
     the target's text, and of those in English text alone."""
     name = "transformer.wte.weight"
     shift = (dict(model.named_parameters())[name] - base[name]).norm(dim=1).cpu().numpy()  # (V,)
-    in_target = np.unique(target)
+    in_english, in_target = np.zeros((2, len(shift)), bool)  # marked, not sorted: a source may be large
+    in_english[english] = in_target[target] = True
     return {"shift_target_tokens": float(shift[in_target].mean()),
-            "shift_english_tokens": float(shift[np.setdiff1d(english, in_target)].mean())}
+            "shift_english_tokens": float(shift[in_english & ~in_target].mean())}
 
 
 # -------------------------------------------- a row of the log
@@ -433,8 +434,9 @@ def evaluate(model, benchmark, validation, before, n_blocks=128, full=True):
 # ------------------------------------------------ command line
 def show(hide):
     """Prints a prompt of every task, and how the controls change the last. hide: answers come last."""
-    english, target, _ = World().languages().values()
-    items, answers = copain_items(World(), 1) + recall_items(1), []
+    world, answers = World(), []
+    english, target, _ = world.languages().values()
+    items = copain_items(world, 1) + recall_items(1)
     for lang in (english, target):
         items += cloze_items(lang, target, 1) + label_items(lang, target, 1)
     for i, item in enumerate(items, 1):
@@ -449,13 +451,14 @@ def show(hide):
 def show_answers(paths):
     """Prints the first item of Copain and of the label task, and the likeliest answer of every checkpoint."""
     ckpts = [load_checkpoint(path) for path in paths]
+    models = [model_from_checkpoint(ckpt) for ckpt in ckpts]
     toks = [Tokenizer.from_json(ckpt["tokenizer"]) for ckpt in ckpts]
     benchmark = Benchmark(World(**ckpts[0]["world"]), toks[0], *ckpts[0]["benchmark"])
     for item in [benchmark.copain[0], *(items[0] for items in benchmark.label.get("target", {}).values())]:
         print(item.text())
-        for ckpt, tok in zip(ckpts, toks):
+        for ckpt, model, tok in zip(ckpts, models, toks):
             prompt = torch.tensor([encode_item(tok, item)[0]])                             # (1, T)
-            ids = model_from_checkpoint(ckpt).generate(prompt, 8, temperature=0)[0, prompt.size(1):]
+            ids = model.generate(prompt, 8, temperature=0)[0, prompt.size(1):]
             answer = tok.decode(ids.tolist()).split("\n")[0].split(HELD_OUT_FORMAT[0])[0]
             print(f"    {ckpt['job']['name']:16}{answer}")
         print(f"    {'right':16} {item.answer}\n")

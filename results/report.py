@@ -178,7 +178,7 @@ def grade(all_of, any_of):
 
 def at_perplexity(log, arm, key, levels):
     """A metric of each run where its target perplexity first falls to its level. levels: one per run."""
-    values = np.array([log(arm, key, step) for step in log.steps])            # (steps, runs)
+    values = np.array([log(arm, key, step) for step in log.steps])                  # (steps, runs)
     ppl = np.log([log(arm, "ppl_target", step) for step in log.steps])
     lowest, found = np.minimum.accumulate(ppl), []                                  # it never rises
     for run, level in enumerate(levels):  # np.interp wants rising x: from the last step to the first
