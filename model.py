@@ -125,8 +125,8 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0):
-        """idx (B, T) with max_new_tokens sampled after it, at temperature 0 the likeliest. The model sees the last
-        block_size tokens."""
+        """idx (B, T) with max_new_tokens sampled after it, at temperature 0 the likeliest. The model sees the
+        last block_size tokens."""
         for _ in range(max_new_tokens):
             logits = self(idx[:, -self.config.block_size:])[0].float()        # (B, V)
             if temperature == 0:

@@ -245,7 +245,8 @@ def judge_repair(log, arm):
         if english and english.is_gap():
             gain = log.difference(key, arm)
             shares[key] = gain.mean / english.mean if gain.low > 0 else 0
-            texts.append(f"{name} {gain.text()} points above target, {gain.mean / english.mean:.0%} of the gap")
+            share = f"{gain.mean / english.mean:.0%} of the gap"
+            texts.append(f"{name} {gain.text()} points above target, {share}")
     if not shares:
         return "inconclusive", "English made no difference that could be recovered"
     ppl = log.ratio("ppl_target", arm)
@@ -758,8 +759,8 @@ def draw_curves(log, path, title, keys):
 
 
 def draw_along(log, path, title, keys, xs, label, joined):
-    """Ends of arms along xs, {arm: x}. joined: {name of a line: its arms}. If there is one line, its arms stand
-    at equal distances, and right of them the others."""
+    """Ends of arms along xs, {arm: x}. joined: {name of a line: its arms}. If there is one line, its arms
+    stand at equal distances, and right of them the others."""
     lines, ticks, end = [], [], log.last
     for i, (name, arms) in enumerate(joined.items()):
         lines.append((name, *style(name, i), [xs[arm] for arm in arms], [(arm, end) for arm in arms], log))
