@@ -86,7 +86,7 @@ GATE = dict(gain=35.0, five=78.0, label_english=95.0, cloze_english=90.0)  # wha
 @dataclass
 class Settings:
     """Every number of a study. A preset states what differs from these values, and a flag overrides both."""
-    preset: str = setting("", "laptop, gpu, smoke, text; by default text with --source and --init")
+    preset: str = setting("", "laptop, gpu, smoke, basque, text; by default text with --source and --init")
     name: str = setting("", "folder of the run under runs/; the name of the preset if not given")
     study: str = setting("main", "a study of results/studies.py", choices=STUDIES)
     seeds: int = setting(1, "number of runs, base included; run i adds i to the three seeds below", 1)
@@ -192,6 +192,11 @@ PRESETS = {
     # for GPT-2's 124M on real text: the paper's schedule, and parts of 8 rows, which take 10 GB of memory
     "text": dict(steps=2000, batch_size=64, accumulate=8, lr=2e-4, warmup=0.1, lr_until=1.0, lr_floor=0.033,
                  validation_blocks=32, processes=1, checkpoint_every=500),
+    # real Basque on two cores (tests/basque.py makes the text), from a base with the toy patterns' ICL
+    "basque": dict(study="basque", source=("eu=data/help-eu", "en=data/help-en", "patterns=english-patterns"),
+                   n_layer=4, n_head=6, n_embd=192, block_size=128, base_steps=3000, steps=1200, lr=1e-3,
+                   warmup=0.1, lr_until=1.0, lr_floor=0.033, gate=0,
+                   base_curriculum="english=rest patterns=constant(0.4) target=constant(0.003)"),
     "smoke": dict(documents=1500, n_layer=2, n_head=2, n_embd=32, base_steps=40, base_batch_size=8,
                   gate=0, steps=24, batch_size=8, copain_items=10, label_items=20,
                   validation_blocks=8, checkpoint_every=10),

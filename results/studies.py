@@ -24,6 +24,10 @@ MORE_ARMS = {
     "third-language":   Arm("target=rest third-language=constant(0.2)"),
     "third-patterns":   Arm("target=rest third-patterns=constant(0.2)"),
     "english-only":     Arm("english=rest"),
+    # what is replayed on real text, where patterns are a source of their own
+    "english+patterns": Arm("target=rest english=constant(0.1) patterns=constant(0.1)"),
+    "patterns":         Arm("target=rest patterns=constant(0.2)"),
+    "early-both":       Arm("target=rest english=window(0.1, 0, 0.1) patterns=window(0.1, 0, 0.1)"),
     # how much of it
     "english-1":  Arm("target=rest english=constant(0.01)"),
     "english-5":  Arm("target=rest english=constant(0.05)"),
@@ -131,6 +135,7 @@ WINDOWS = {"target": 0, "first-5": 5, "curriculum": 10, "first-20": 20, "first-4
 PLACES = [*WINDOWS, "middle", "last", "spread"]
 AVERAGES = ("target target+english ema low-lr ema-0.8 target-lr-0.2 ema-every-10 ema-every-50 shadow-ema "
             "flipped-ema target-lr-0.5").split()
+BASQUE = "target english+patterns early-both ema target+english patterns target-lr-0.2".split()
 LIMITS = ("target target+english lora-1 lora-4 lora-16 lora-64 lora-16+wte l2-1 l2-10 frozen-attention "
           "frozen-blocks").split()
 SEEN = ["seen-0", "seen-0.1", "target", "seen-3", "seen-20"]  # the weakest base in the language first
@@ -185,6 +190,10 @@ STUDIES |= {
         [seen + english + rate for rate in ("", "-lr-0.1") for seen in SEEN for english in ("", "+english")],
         pairs=[(f"{seen}+english{rate}", seen + rate) for rate in ("", "-lr-0.1") for seen in SEEN],
         judge_best=True),
+    "basque": Study(
+        "Does it happen with real Basque and English, and is it English or its patterns that protects?",
+        BASQUE, pairs=[*against("target", BASQUE), ("english+patterns", "target+english")],
+        judge=[in_place(*BASQUE[:4]), in_place("target", "target+english"), in_place("target", "patterns")]),
     "scale": Study(
         "Do the findings hold for smaller and larger models?",
         [size + name for size in SIZES for name in MAIN],
