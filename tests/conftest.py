@@ -2,6 +2,7 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import multiprocessing
 import multiprocessing.forkserver
@@ -71,9 +72,7 @@ def tiny():
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory):
     """Settings of a run of a second, and the folder of its one seed with its data and a trained base."""
-    s = train.Settings(**train.PRESETS["smoke"] | dict(
-        name="smoke", documents=300, base_steps=6, steps=12, copain_items=2, label_items=4,
-        checkpoint_every=4, device="cpu", dtype="float32"))
+    s = train.parse_flags([*SMOKE, "--checkpoint_every", "4"])
     folder = tmp_path_factory.mktemp("smoke")
     base = dataclasses.replace(train.make_job(s, 0, "base"), folder=folder)
     train.prepare(base)
@@ -83,10 +82,17 @@ def smoke(tmp_path_factory):
 
 @pytest.fixture
 def fresh(smoke, tmp_path):
-    """fresh(arm, copy="run", **settings): the job of an arm in a new copy of the smoke folder."""
-    def make(name, copy="run", **settings):
-        s, folder = dataclasses.replace(smoke[0], **settings), shutil.copytree(smoke[1], tmp_path / copy)
-        start = "" if name == "base" else str(folder / "base.pt")
+    """fresh(name, **settings): the job of an arm, or of a base to train anew, in a new copy of the folder."""
+    numbers = itertools.count()
+
+    def make(name, **settings):
+        s = dataclasses.replace(smoke[0], **settings)
+        folder = shutil.copytree(smoke[1], tmp_path / f"run{next(numbers)}")
+        start = str(folder / "base.pt")
+        if name == "base":
+            start = ""
+            for file in folder.glob("base.*"):
+                file.unlink()
         job = dataclasses.replace(train.make_job(s, 0, name), folder=folder, needs=None, start=start)
         train.prepare(job)
         return job
