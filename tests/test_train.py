@@ -119,8 +119,9 @@ def test_ema_at_every_step_and_the_low_learning_rate_are_one_run(fresh):
     ema, low = fresh("ema"), fresh("low-lr")
     train.train(ema)
     train.train(low)
-    a, b = weights(ema.path), weights(low.path)
-    assert max((a[k] - b[k]).abs().max().item() for k in a) < 1e-5
+    a, b, base = weights(ema.path), weights(low.path), weights(ema.start)
+    assert max((a[k] - b[k]).abs().max().item() for k in a) < 1e-6
+    assert max((a[k] - base[k]).abs().max().item() for k in a) > 1e-4  # so both have moved
 
 
 @pytest.mark.parametrize("parts", [2, 8])
