@@ -127,6 +127,11 @@ def equal(a, b):
     return a == b
 
 
+def times(folder, pattern="*"):
+    """{path: when it was last written} of what lies below a folder."""
+    return {p: p.stat().st_mtime_ns for p in folder.rglob(pattern)}
+
+
 def rows_of(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 

@@ -1,4 +1,4 @@
-"""Averages of the weights. That `ema` equals `low-lr`, and that a shadow leaves training alone: test_train.py."""
+"""Averages of the weights. test_train.py: `ema` equals `low-lr`, and a shadow leaves training alone."""
 import pytest
 import torch
 

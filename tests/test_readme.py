@@ -1,11 +1,12 @@
-"""README, notes and course say what the results say, and their commands exist."""
+"""README, notes and course say what the results say, their commands exist, and those of the course run."""
 import re
+import shlex
 import shutil
 
 import pytest
 
 import train
-from conftest import ROOT
+from conftest import ROOT, SMOKE
 from results import report
 
 RESULTS = ROOT / "results"
@@ -13,8 +14,9 @@ PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "results/NOTE
 FOUND = report.findings(RESULTS)
 
 
-def test_the_claims_in_the_readme_and_the_page_of_all_comparisons_are_what_the_logs_give():
+def test_the_claims_in_the_readme_its_answers_and_the_page_of_all_comparisons_are_what_the_logs_give():
     assert FOUND.split("\n\n")[0] in PAGES["README.md"]
+    assert (RESULTS / "main/show.txt").read_text().rstrip() in PAGES["README.md"]
     assert (RESULTS / "README.md").read_text().rstrip() == FOUND.rstrip()
 
 
@@ -22,10 +24,6 @@ def test_the_readme_can_be_read_in_seven_minutes_and_its_first_screen_has_pictur
     lines = PAGES["README.md"].splitlines()
     assert len(lines) <= 170 and len(PAGES["README.md"].split()) <= 1600
     assert "results/main/figure.png" in "".join(lines[:25]) and "python train.py " in "".join(lines[:25])
-
-
-def test_the_answers_on_the_first_screen_are_those_of_the_committed_run():
-    assert (RESULTS / "main/show.txt").read_text().rstrip() in PAGES["README.md"]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -89,3 +87,32 @@ def test_every_report_is_drawn_from_its_log_again_without_a_change(tmp_path, mon
             shutil.copy(study.parent / name, folder)
         report.report(folder)
         assert (folder / "report.md").read_text() == (study.parent / "report.md").read_text()
+
+
+def test_every_command_and_snippet_of_the_course_runs_in_its_order(tmp_path, call, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", PAGES["results/COURSE.md"], re.M | re.S)
+    assert len(blocks) > 8
+    for language, block in blocks:
+        if language == "python":
+            exec(block, {})
+            continue
+        for line in block.splitlines():
+            program, script, *flags = shlex.split(line, comments=True)
+            if script == "train.py":
+                flags += [*SMOKE, "--name", "laptop", "--steps", "1", "--base_steps", "1"]
+            code, out, err = call(tmp_path, script, *flags)
+            assert program == "python" and code == 0, f"{line}\n{err}"
+
+
+def test_an_exercise_has_all_its_parts_and_each_lab_takes_ninety_minutes():
+    for lab in PAGES["results/COURSE.md"].split("\n## Lab ")[1:]:
+        exercises = re.split(r"^### ", lab, flags=re.M)[1:]
+        assert len(exercises) == 5
+        for text in exercises:
+            parts = ("*Question.*", "*Predict.*", "```", "*Look at*", "Outcome</summary>", "*Open question.*",
+                     "For the teacher</summary>")
+            assert all(part in text for part in parts), text
+        minutes = [map(int, found) for found in re.findall(r"\*Minutes\.\* (\d+) \+ (\d+) \+ (\d+)", lab)]
+        assert sum(map(sum, minutes)) == 90

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import train
-from conftest import rows_of
+from conftest import rows_of, times
 from data import Tokenizer, prepare
 from model import GPT, GPTConfig, load_checkpoint, load_gpt2, model_from_checkpoint, save_gpt2
 from results import report
@@ -22,7 +22,7 @@ ADAPT = [*SMALL, *SOURCES, *"--init gpt2 --shots 1 --name eu --only target,targe
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    """A folder with sources of one tokenizer, one of another, a GPT-2 and a file of multiple choice."""
+    """A folder with sources of one tokenizer, one of another, a GPT-2 and two files of multiple choice."""
     pytest.importorskip("safetensors")
     path, rng = tmp_path_factory.mktemp("text"), random.Random(0)
     for name, words in WORDS.items():
@@ -38,6 +38,7 @@ def text(tmp_path_factory):
     save_gpt2(GPT(GPTConfig(tok.vocab_size + 5, 128, 2, 2, 32)), path / "gpt2")
     rows = [{"context": word, "choices": [word, "ez", "bai"], "label": 0} for word in WORDS["eu"].split()]
     (path / "task.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (path / "other.jsonl").write_text("\n".join(map(json.dumps, rows[::-1])))
     return path
 
 
@@ -57,6 +58,7 @@ def test_a_gpt2_is_adapted_with_and_without_english_and_the_report_has_the_claim
     assert {row["arm"] for row in rows} == {"target", "target+english", "ema"}
     assert all({"ppl_target", "ppl_english", "copain", "label_target"} <= row.keys() for row in rows)
     assert "| C1 |" in page and "label task %" in page and "cloze task %" not in page
+    assert "label task 33%" in page  # the chance, of the three choices in the file
     first, last = (next(r for r in rows if r["arm"] == "target" and r["step"] == step) for step in (0, 6))
     assert last["ppl_target"] < first["ppl_target"] and last["tokens_target"] == 6 * 4 * 96
 
@@ -71,14 +73,10 @@ def test_what_was_adapted_exports_to_the_published_format_with_equal_logits(adap
 def test_the_same_files_at_another_path_or_behind_a_link_are_the_same_on_a_rerun(adapted, call):
     (adapted / "english").symlink_to(adapted / "data/ar")  # the name of a toy corpus
     (adapted / "gpt2/older_models").mkdir()
-    before = {path: path.stat().st_mtime_ns for path in adapted.glob("runs/eu/seed3000/*.pt")}
+    before = times(adapted / "runs/eu", "seed3000/*.pt")
     flags = [x.replace("data/ar", "english").replace("data/eu", f"{adapted}/data/eu/") for x in ADAPT]
     code, _, err = call(adapted, "train.py", *flags, "--task", adapted / "task.jsonl")
-    assert code == 0 and before == {path: path.stat().st_mtime_ns for path in before}, err
-
-
-def test_the_chance_on_a_file_of_multiple_choice_is_that_of_its_choices(adapted):
-    assert "label task 33%" in (adapted / "runs/eu/main/report.md").read_text()
+    assert code == 0 and times(adapted / "runs/eu", "seed3000/*.pt") == before, err
 
 
 def test_any_mixture_is_a_line_of_ARMS_with_a_third_language_and_the_toy_worlds_patterns(
@@ -113,9 +111,11 @@ def test_text_is_the_preset_of_real_text_with_a_base_and_the_block_that_of_the_b
     ("--source eu=data/eu --source en=data/ar --init gpt2 --block_size 200", "block_size is above 128"),
     ("--init gpt2", "gpt2 is for real text: give sources"),
     ("--init runs/eu/seed3000/target.pt", "target.pt is for real text: give sources"),
-    ("--init gpt2 --source eu=data/hi --source en=data/ar --name eu", "source target '.* there")])
+    ("--init gpt2 --source eu=data/hi --source en=data/ar --name eu", "source target '.* there"),
+    ("--init gpt2 --source eu=data/eu --source en=data/ar --name eu --shots 1 --task other.jsonl",
+     "settings: task 1 '.* there, '.* here: choose")])  # so a file is known by what it holds
 def test_a_mistake_about_sources_gets_one_line_and_writes_nothing(adapted, call, flags, words):
-    before = sorted(adapted.rglob("*"))
+    before = times(adapted)
     code, _, err = call(adapted, "train.py", *SMALL, "--name", "wrong", *flags.split())
     assert code == 2 and len(err.splitlines()) == 1 and re.search(words, err), err
-    assert sorted(adapted.rglob("*")) == before
+    assert times(adapted) == before
