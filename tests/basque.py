@@ -11,50 +11,31 @@ A page is a document. Help repeats itself, so a paragraph is left out if at leas
 words have occurred before, on any page of either language. So validation text holds no near copy of training
 text, and Basque text no English. Paragraphs of fewer than five words, such as menus, are left out, too.
 """
+import html
 import json
 import re
 import sys
 from collections import Counter
-from html.parser import HTMLParser
 from pathlib import Path
 
-PARAGRAPHS = {"p", "h1", "h2", "h3", "h4", "h5", "h6"}
+PARAGRAPH = r"<(?:p|h[1-6])\b[^>]*>(.*?)(?=</?(?:p|h[1-6])\b)"  # or a heading; it ends where the next begins
 
 
-class Page(HTMLParser):
-    """paragraphs: the text of each paragraph and heading."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.paragraphs, self.inside = [], False
-        self.feed(html)
-
-    def handle_starttag(self, tag, attributes):
-        if tag in PARAGRAPHS:
-            self.inside = True
-            self.paragraphs.append("")
-
-    def handle_endtag(self, tag):
-        self.inside = self.inside and tag not in PARAGRAPHS
-
-    def handle_data(self, data):
-        if self.inside:
-            self.paragraphs[-1] += data
+def paragraphs(page):
+    """The text of each paragraph and heading of a page."""
+    texts = [re.sub("<[^>]*>", "", found) for found in re.findall(PARAGRAPH, page, re.DOTALL)]
+    return [" ".join(html.unescape(text).split()) for text in texts]
 
 
-def clean(paragraphs, seen, counts):
-    """The paragraphs that say something new. seen: hashes of runs of five words, to which theirs are added."""
-    kept = []
-    for text in paragraphs:
-        text = " ".join(text.split())
-        words = re.sub(r"\d+", "0", text.lower()).split()
-        runs = {hash(tuple(words[i:i + 5])) for i in range(len(words) - 4)}
-        kind = "kept" if len(runs - seen) * 2 > len(runs) else "near copies" if runs else "too short"
-        counts[kind] += 1
-        seen |= runs
-        if kind == "kept":
-            kept.append(text)
-    return kept
+def kind(text, seen):
+    """What to do with a paragraph. seen: the runs of five words before it, to which this adds its own."""
+    words = re.sub(r"\d+", "0", text.lower()).split()
+    runs = {hash(tuple(words[i:i + 5])) for i in range(len(words) - 4)}
+    new = runs - seen
+    seen.update(runs)
+    if not runs:
+        return "too short"
+    return "kept" if len(new) > len(runs) / 2 else "near copies"
 
 
 def main(source, out):
@@ -66,7 +47,9 @@ def main(source, out):
             sys.exit(f"error: no help/{folder}/text with pages below {source}")
         counts, documents = Counter(), []
         for page in pages:
-            documents.append("\n".join(clean(Page(page.read_text("utf-8")).paragraphs, seen, counts)))
+            found = [(kind(text, seen), text) for text in paragraphs(page.read_text("utf-8"))]
+            counts.update(what for what, _ in found)
+            documents.append("\n".join(text for what, text in found if what == "kept"))
         documents = [text for text in documents if text]
         lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in documents]
         (out / f"{name}.jsonl").write_text("".join(lines), "utf-8")
