@@ -71,10 +71,14 @@ def test_a_source_that_has_changed_or_is_shorter_than_a_block_is_refused(tmp_pat
 
 @pytest.mark.parametrize("content", [
     "a\nb\n\nc", "\ufeffa\nb\n\nc", "a\r\nb\r\n\r\nc\r\n", "a\rb\r\rc", "\ufeff\na\nb\n \t\n\n\ufeffc\n",
-    '{"text": "a\\r\\nb"}\r\n\n{"text": "\ufeffc"}', '\ufeff{"text": "a\\rb"}\n{"text": null}\n{"text":"c"}'])
+    '{"text": "a\\r\\nb"}\r\n\n{"text": "\ufeffc"}', '\ufeff{"text": "a\\rb"}\n{"text":"c"}'])
 def test_byte_order_marks_line_ends_and_json_syntax_are_no_part_of_documents(tmp_path, content):
     for file in (content.encode(), gzip.compress(content.encode())):
-        assert read(tmp_path / "a.txt", file, skip_null=True) == ["a\nb", "c"]
+        assert read(tmp_path / "a.txt", file) == ["a\nb", "c"]
+
+
+def test_a_row_with_null_holds_no_document(tmp_path):
+    assert read(tmp_path / "a.jsonl", '{"text": "a"}\n{"text": null}\n{"text": "c"}') == ["a", "c"]
 
 
 def test_lines_end_at_newlines_alone_and_a_line_that_is_not_utf8_is_counted(tmp_path):
@@ -155,7 +159,7 @@ def test_a_published_vocabulary_keeps_its_ids_and_its_end_of_text_is_no_guess(tm
     ("a.txt", b"a\n\nbad \xff byte", "a.txt, line 3: byte 0xff is not UTF-8.*--errors replace"),
     ("a.txt", b" \n\t\n  ", "no text in a.txt"), ("--fields", b"", "--fields"), ("b", b"", "a.txt does not"),
     ("a.jsonl", b'{"text": "x"}\n\n{"txt": "y"}', "a.jsonl, line 3: no field 'text', but txt; .*--field"),
-    ("a.jsonl", b'{"text": null}', "line 1: 'text' holds null,.*--skip_null"), ("--val=2", b"", "val is 2"),
+    ("a.jsonl", b'{"text": 5}', "line 1: 'text' holds 5, expected a text"), ("--val=2", b"", "val is 2"),
     ("a", b'[\n{"text": "x"}]', "line 1: not JSON"), ("a.json", b"[1]", "line 1: .* is not an object"),
     ("a", gzip.compress(b"a line\n" * 500)[:-20], "after line.*whole"), ("a", b"a", "val.bin has 0 tokens")])
 def test_a_mistake_is_named_in_one_line_with_code_2(tmp_path, call, name, content, words):
