@@ -145,11 +145,7 @@ def call(monkeypatch, capsys):
         monkeypatch.setattr(report, "draw_figure", lambda *_: None)  # slow; the fixture `study` draws one
         code = 0
         try:
-            if script == "train.py":
-                train.main()
-            else:
-                module = script.removesuffix(".py").replace("/", ".")
-                runpy.run_module(module, run_name="__main__")
+            runpy.run_module(script.removesuffix(".py").replace("/", "."), run_name="__main__")
         except SystemExit as e:
             code = e.code or 0
         return code, *capsys.readouterr()

@@ -17,33 +17,24 @@ from model import GPT, GPTConfig
 from results.report import copain_chance
 
 
-class Stand(torch.nn.Module):
-    """A stand-in for a model: `logits(idx)` of shape (B, T, V) is what it thinks."""
+class Scripted(torch.nn.Module):
+    """A stand-in for a model. After a prompt it says what `answer(text)` returns, token by token."""
 
-    def __init__(self, tok, logits):
+    def __init__(self, tok, answer):
         super().__init__()
         self.config, self.weight = GPTConfig(tok.vocab_size), torch.nn.Parameter(torch.zeros(1))
-        self.logits = logits
+        self.tok, self.answer = tok, answer
 
-    def forward(self, idx, targets=None, last_only=True):
-        logits = self.logits(idx)
-        return (logits[:, -1] if targets is None and last_only else logits), None
-
-
-def scripted(tok, answer):
-    """After a prompt it says what `answer(text)` returns, token by token."""
-    def logits(idx):
-        scores = torch.zeros(*idx.shape, tok.vocab_size)
+    def forward(self, idx, last_only=True):
+        logits = torch.zeros(*idx.shape, self.tok.vocab_size)                        # (B, T, V)
         for b, row in enumerate(idx.tolist()):
             for t in range(len(row)):
-                text = tok.decode([i for i in row[:t + 1] if i != tok.eot])
+                text = self.tok.decode([i for i in row[:t + 1] if i != self.tok.eot])
                 prompt = text[:max(text.rfind("=>"), 0) + 2]
-                said = tok.encode(f" {answer(prompt)}\n")
-                so_far = tok.encode(text[len(prompt):])
-                scores[b, t, said[min(len(so_far), len(said) - 1)]] = 20.0
-        return scores
-
-    return Stand(tok, logits)
+                said = self.tok.encode(f" {self.answer(prompt)}\n")
+                so_far = self.tok.encode(text[len(prompt):])
+                logits[b, t, said[min(len(so_far), len(said) - 1)]] = 20.0
+        return (logits[:, -1] if last_only else logits), None
 
 
 def random_gpt(tok, block_size=64):
@@ -141,7 +132,7 @@ def test_an_oracle_scores_100_percent_everywhere(world, tok):
     labels = [item for tasks in b.label.values() for item in tasks["label"]]
     items = [*b.copain, *b.held_out, *b.probes["recall"], *labels]
     answers = {item.text(): item.answer for item in items}
-    row = b(scripted(tok, lambda prompt: answers.get(prompt, "?")))
+    row = b(Scripted(tok, lambda prompt: answers.get(prompt, "?")))
     for key in ("copain", "copain_restricted", "five", "gain", "label_english", "label_target", "recall",
                 "held_out_rule", "held_out_restricted"):
         assert row[key] == 100, key
@@ -152,7 +143,7 @@ def test_an_oracle_scores_100_percent_everywhere(world, tok):
 def test_a_random_picker_scores_the_chance_line_and_only_wrong_elements(world, tok):
     items, rng, picks = copain_items(world, 30), Random(0), {}
     choices = {item.text(): item.choices for item in items}
-    model = scripted(tok, lambda p: picks.setdefault(p, rng.choice(choices.get(p, "?"))))
+    model = Scripted(tok, lambda p: picks.setdefault(p, rng.choice(choices.get(p, "?"))))
     row = copain_metrics(model, tok, items)
     assert copain_chance(COPAIN_TASKS) == pytest.approx(100 * (5 / 3 + 2 / 4) / 7)
     assert abs(row["copain"] - copain_chance(COPAIN_TASKS)) < 3 * 100 * math.sqrt(0.31 * 0.69 / 210)
@@ -163,7 +154,7 @@ def test_an_answer_is_whole_however_many_tokens_it_has_and_none_if_it_does_not_e
     said = {" 1; 2 =>": "123456", " 3; 4 =>": "12345", " 5; 6 =>": "123456 7", " 7 =>": "1 " * 50}
     assert len(tok.encode(" 123456")) > 2
     prompts = [tok.encode(p) for p in said]
-    answers = greedy_answers(scripted(tok, said.get), tok, prompts, max_new_tokens=12)
+    answers = greedy_answers(Scripted(tok, said.get), tok, prompts, max_new_tokens=12)
     outgrown = greedy_answers(random_gpt(tok, 8), tok, [[1] * 7], max_new_tokens=5)
     assert answers == [*said.values()][:3] + [None] and outgrown == [None]  # a context of 8
 
@@ -184,13 +175,6 @@ def test_choice_logprobs_are_the_summed_log_probabilities_by_hand_whatever_share
             logp = model(idx, targets=idx)[0][0].log_softmax(-1)                     # (T, V)
             by_hand = sum(logp[len(prompt) - 1 + j, token].item() for j, token in enumerate(choice))
             assert score == pytest.approx(by_hand, rel=1e-4)
-
-
-def test_of_equally_likely_choices_each_counts_its_share(world, tok):
-    lang = world.languages()["target"]
-    uniform = Stand(tok, lambda idx: torch.zeros(*idx.shape, tok.vocab_size))
-    of = choice_metrics(uniform, tok, label_items(lang, lang, 20))
-    assert of == pytest.approx({"acc": 50, "acc_norm": 50, "chance": 50, "ppl": tok.vocab_size, "items": 20})
 
 
 def test_a_score_that_is_not_finite_stops_with_the_item(world, tok):

@@ -91,14 +91,14 @@ def test_a_benchmark_counts_what_its_prompts_lost_and_refuses_choices_that_do_no
         Benchmark(world, tok, 3, 0, 0, 0, [lines(tmp_path / "task.jsonl", rows)], 1, 64)
 
 
-def test_accuracies_per_choice_and_per_byte_against_hand_computed_values(monkeypatch):
-    items = [Item("t", "q", answer, ("ab", "año", "abcdefgh")) for answer in ("ab", "año", "abcdefgh")]
-    scores = [[-4.0, -8.0, -8.0], [-4.0, -8.0, -8.1], [-2.0, -4.1, -8.0]]
-    # by bytes, 2, 4 and 8 of them: -2, -2, -1    -2, -2, -1.01           -1, -1.025, -1
+def test_accuracies_per_choice_and_per_byte_by_hand_where_equal_choices_share_a_hit(monkeypatch):
+    items = [Item("t", "q", answer, ("ab", "año", "abcdefgh")) for answer in ("ab", "año", "abcdefgh", "ab")]
+    scores = [[-4.0, -8.0, -8.0], [-4.0, -8.0, -8.1], [-2.0, -4.1, -8.0], [-8.0, -8.0, -9.0]]
+    # by bytes, 2, 4 and 8 of them: -2, -2, -1    -2, -2, -1.01           -1, -1.025, -1      -4, -2, -1.125
     monkeypatch.setattr(bench, "choice_logprobs", lambda *_: scores)
     monkeypatch.setattr(bench, "encode_item", lambda *_: ([], []))
-    found = choice_metrics(None, None, items).values()  # right: the first; per byte: half of the last
-    assert [*found] == pytest.approx([100 / 3, 100 / 6, 100 / 3, 3, math.exp(20 / 3)])
+    found = choice_metrics(None, None, items).values()  # right: one and a half; per byte: half of the third
+    assert [*found] == pytest.approx([100 * 1.5 / 4, 100 * 0.5 / 4, 100 / 3, 4, math.exp(28 / 4)])
 
 
 def test_the_mean_over_several_tasks_is_the_label_task(world, model, tmp_path):
@@ -145,7 +145,9 @@ def test_samples_begin_as_asked_and_letters_that_a_terminal_lacks_are_replaced(c
 
 
 GOOD, LIST = json.dumps(ROWS[0]), json.dumps(LISTS[0])
-BAD = [  # what reads the file, its second line, words
+
+
+@pytest.mark.parametrize("read, line, words", [  # line: the second of the file
     (read_choices, GOOD.replace("context", "ctx"), "expected `context`, .*found {'ctx'"),
     (read_choices, GOOD.replace('"choices"', '"options"'), "expected .*`choices`"),
     (read_choices, GOOD.replace("a much longer dog", "the cat "), "expected .*different texts"),
@@ -155,12 +157,9 @@ BAD = [  # what reads the file, its second line, words
     (read_copain, LIST.replace("[30, 7, 12]", "[30, 30]"), "expected one list of different"),
     (read_copain, LIST.replace("[30, 7, 12]", "[[1], [2]]"), "expected one list"),
     (read_copain, LIST.replace('"target": 30', '"target": 31'), "expected .*one of them.*'target': 31"),
-    (read_copain, LIST.replace("target", "answer"), "expected .*`target`.*'answer': 30")]
-
-
-def test_a_wrong_row_is_refused_in_one_line_with_file_and_line(tmp_path):
-    for read, line, words in BAD:
-        (tmp_path / "rows.jsonl").write_text("\n".join([GOOD if read is read_choices else LIST, line]))
-        with pytest.raises(ValueError, match="rows.jsonl, line 2: " + words) as e:
-            read(tmp_path / "rows.jsonl", 0)
-        assert "\n" not in str(e.value)
+    (read_copain, LIST.replace("target", "answer"), "expected .*`target`.*'answer': 30")])
+def test_a_wrong_row_is_refused_in_one_line_with_file_and_line(tmp_path, read, line, words):
+    (tmp_path / "rows.jsonl").write_text("\n".join([GOOD if read is read_choices else LIST, line]))
+    with pytest.raises(ValueError, match="rows.jsonl, line 2: " + words) as e:
+        read(tmp_path / "rows.jsonl", 0)
+    assert "\n" not in str(e.value)

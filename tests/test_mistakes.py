@@ -25,7 +25,9 @@ def folder(tmp_path, study):
 
 
 GOOD = "study/runs/smoke/seed3000/base.pt"
-CASES = [
+
+
+@pytest.mark.parametrize("command, words", [
     # flags and names
     ("train.py --stepz 5", "--stepz.*--steps"), ("train.py nonsense", "nonsense"), ("train.py --lr", "lr"),
     ("train.py --steps 1e3", "steps.*1e3"), ("train.py --preset huge", "huge.*laptop"),
@@ -55,10 +57,7 @@ CASES = [
     ("bench.py", "give one model"), ("bench.py none.pt", "none.pt"), ("bench.py --shwo", "--shwo"),
     ("results/report.py none", "none"),
     ("data.py --language x", "--language"), ("data.py prepare nowhere.txt --name x", "nowhere.txt"),
-    ("model.py none.pt --export out", "none.pt"), ("curriculum.py target=rest=rest", "target=rest=rest")]
-
-
-@pytest.mark.parametrize("command, words", CASES)
+    ("model.py none.pt --export out", "none.pt"), ("curriculum.py target=rest=rest", "target=rest=rest")])
 def test_a_mistake_gets_one_line_exit_code_2_and_writes_nothing(folder, call, command, words):
     script, *flags = command.split()
     before = times(folder)

@@ -135,8 +135,8 @@ def test_a_folder_gives_each_of_its_texts_once_and_tells_what_it_passed_over(tmp
 
 def test_help_pages_become_documents_without_copies_untranslated_paragraphs_and_menus(tmp_path):
     english = "Nobody has translated this one."
-    pages = {"en-US/text/a": "<h1>Main menu</h1><p class='x'>It has   <b>12 words</b> &amp; a sign, once.</p>",
-             "en-US/text/b/c": "<p>It has 13 words &amp; a sign, once.</p>It is outside of all paragraphs."
+    pages = {"en-US/text/a": "<h1>Main menu</h1><p class='x'>It has   <b>12 words</b> &amp; a sign.</p>",
+             "en-US/text/b/c": "<p>It has 13 words &amp; a sign.</p>It is outside of all paragraphs."
                                f"<p>{english}</p><h2>A heading of five words</h2>",
              "eu/text/a": f"<p>{english}</p><p>Lehen orriak ez du ñabardurarik.</p>"}
     for name, page in pages.items():
@@ -145,7 +145,7 @@ def test_help_pages_become_documents_without_copies_untranslated_paragraphs_and_
         path.write_text(page, "utf-8")
     basque.main(tmp_path / "usr", tmp_path / "text")
     assert [*read_documents(tmp_path / "text/en.jsonl")] == [
-        "It has 12 words & a sign, once.", f"{english}\nA heading of five words"]
+        "It has 12 words & a sign.", f"{english}\nA heading of five words"]
     assert [*read_documents(tmp_path / "text/eu.jsonl")] == ["Lehen orriak ez du ñabardurarik."]
 
 

@@ -50,8 +50,8 @@ def test_numbers_without_an_interval_are_those_of_the_logs():
     pages = " ".join("".join(PAGES.values()).split())
     for sentence in (
             f"`target` ends with {mean('copain')} right, {mean('copain_not_in_list')} outside the list and "
-            f"{mean('copain_wrong_element')} wrong elements. If only the list's elements compete, it is right "
-            f"in {mean('copain_restricted')}, the base in {mean('copain_restricted', 0)};",
+            f"{mean('copain_wrong_element')} wrong elements. If only the list's elements compete, it is "
+            f"right in {mean('copain_restricted')}, the base in {mean('copain_restricted', 0)};",
             f"Copain ends {span('copain')}; the label task {span('label_target')}.",
             f"on the label task: {closed('copain')} and {closed('label_target')} of the gaps.",
             ", ".join(f"{claim} in {n}" for claim, n in alone.items() if claim != "C6")

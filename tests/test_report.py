@@ -1,5 +1,4 @@
 """Reports: intervals and verdicts against hand computations, and the files that a study's log becomes."""
-import json
 import math
 import os
 import subprocess
@@ -45,9 +44,7 @@ def write_study(folder, rows, preset="laptop", logs=(), **more):
     info = dict(study="main", question="Why?", pairs=[["target+english", "target"]], judge=[], x={}, lines={},
                 judge_best=False, figure="step", left_out=[], settings=settings, machines=["CPU, 2 cores"],
                 arms={row["arm"]: dict(lr_scale=1.0, base="") for row in rows}, commits=["abc"], logs=logs)
-    folder.mkdir(exist_ok=True)
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "settings.json").write_text(json.dumps(info))
+    report.write_study(folder, rows, info)
     return folder
 
 
@@ -184,7 +181,6 @@ def test_what_is_unfinished_is_named_and_the_rest_is_reported(tmp_path, monkeypa
     folder = write_study(tmp_path / "main", ended + begun)
     assert "means over 2 runs" in report.report(folder)
     assert "seed 1, which has not finished target.\n" in (folder / "report.md").read_text()
-    assert "No run has finished ema.\n" in (folder / "report.md").read_text()
     for shown in (report.report(write_study(folder, begun)), (folder / "report.md").read_text()):
         assert report.UNFINISHED in shown and "| ema | 0    | 10 of 100 | 5.00 " in shown
     with pytest.raises(ValueError, match="no run has finished"):
@@ -282,11 +278,8 @@ def test_a_damaged_file_is_one_line(tmp_path, name, text, words):
 def test_a_report_tells_what_a_single_run_is_worth(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "draw_figure", None)
     rows = rows_of(TWO)
-    for row in rows[:9]:  # of target
-        if row["seed"] == 2 and row["step"] == 100:  # this run shows no effect
-            row.update(copain=84.0, copain_restricted=85.0)
-    folder = write_study(tmp_path / "main", rows)
-    report.report(folder)
-    text = (folder / "report.md").read_text()
+    rows[8].update(copain=84.0, copain_restricted=85.0)  # the end of target's last run shows no effect
+    report.report(write_study(tmp_path / "main", rows))
+    text = (tmp_path / "main/report.md").read_text()
     assert "Runs that reproduce a claim if they are judged alone: C1 3; C2 2; C3 3;" in text
     assert f"| target         | 0.2%       | {np.std([20, 20, 84], ddof=1):.1f} " in text

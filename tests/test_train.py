@@ -107,12 +107,10 @@ def test_arms_see_the_same_tokens_in_total_and_the_curriculum_english_only_at_it
 
 
 def test_placement_arms_see_the_same_english_in_total(sources):
-    totals = []
     for name in ("curriculum", "middle", "last", "spread"):
         curriculum, mixture = Curriculum(train.ARMS[name].curriculum), Mixture(sources, 64, seed=1)
         rows = [mixture.counts(step, 16, curriculum.weights(step, 1000))["english"] for step in range(1000)]
-        totals.append(sum(rows))
-    assert totals == pytest.approx([320] * 4, abs=2)  # 2% of 16,000 rows
+        assert sum(rows) == pytest.approx(320, abs=2)  # 2% of 16,000
 
 
 def test_ema_at_every_step_and_the_low_learning_rate_are_one_run(fresh):
