@@ -6,16 +6,9 @@
 #
 # Where NANOGPT names a folder with nanoGPT's model.py, that model is timed beside ours.
 set -uo pipefail  # and not -e: when a part fails, the next ones still run
-if [ $# = 3 ] && [ "$2" = --device ] && [[ "$3" = cpu || "$3" = cuda ]]; then
-    device=$3
-elif [ $# = 1 ]; then
-    device=cuda
-else
-    echo "usage: bash tests/gpu.sh FOLDER [--device cpu]" >&2
-    exit 2
-fi
+mkdir -p "${1:?usage: bash tests/gpu.sh FOLDER [--device cpu]}" || exit 2
+device=${3:-cuda}
 root=$(cd "$(dirname "$0")/.." && pwd)
-mkdir -p "$1" || exit 2
 out=$(cd "$1" && pwd)
 work=$(mktemp -d)  # train.py writes runs/ and data.py writes data/ where they are started
 trap 'rm -rf "$work"' EXIT
@@ -68,8 +61,8 @@ kill $! 2> /dev/null
 cp runs/study/main/figure.png "$out/study.png"
 cp runs/study/main/report.md "$out/study.md"
 
-part "the speed of a step" 120 speed.txt \
-    python "$root/tests/speed.py" "${speed[@]}"
+part "the speed of a step" 180 speed.txt \
+    python "$root/tests/speed.py" "${speed[@]}" ${NANOGPT:+--nanogpt "$NANOGPT"}
 
 # Any text will do, and the repository's own is always there.
 part "text to tokens" 60 cpt.txt \
@@ -82,11 +75,6 @@ part "the files of a GPT-2, of the base of this CPT" 30 cpt.txt \
 part "the text preset on these files" 120 cpt.txt \
     python "$root/train.py" --name text --only target,ema --device $device \
     --source text=data/text --init gpt2 "${text[@]}"
-
-if [ -n "${NANOGPT-}" ]; then
-    part "the speed beside nanoGPT" 180 speed.txt \
-        python "$root/tests/speed.py" "${speed[@]}" --nanogpt "$NANOGPT"
-fi
 
 {
     nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2> /dev/null || echo "no GPU"

@@ -45,11 +45,12 @@ def kill(process, whom):
 
 
 def stage(run):
-    if (run / "main").exists():
+    checkpoints = list(run.glob("seed3000/*.pt"))
+    if (run / "main/report.md").exists():
         return "report"
-    if list(run.glob("seed3000/*.pt")):
-        return "CPT" if len(list(run.glob("seed3000/*.jsonl"))) > 1 else "pretraining"
-    return "the start of pretraining" if list(run.glob("seed*")) else "start-up"
+    if len(checkpoints) > 1:
+        return "CPT"
+    return "pretraining" if checkpoints else "start-up"
 
 
 def contents(folder):

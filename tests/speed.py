@@ -9,7 +9,6 @@ import argparse
 import importlib.util
 import multiprocessing
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -84,8 +83,7 @@ def step_times(s, name, folder=""):
     half = steps[len(steps) // 2:]
     found = {part: float(np.median([step[part] for step in half])) for part in half[0]}
     found |= {"step": sum(found.values()), "evaluation": steps[2].get("evaluation", 0)}
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    return found | {"MB": torch.cuda.max_memory_allocated() / 1e6 if s.device == "cuda" else most}
+    return found | {"GB of the GPU": torch.cuda.max_memory_allocated() / 1e9 if s.device == "cuda" else 0}
 
 
 def main():

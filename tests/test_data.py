@@ -1,4 +1,4 @@
-"""The toy world, the tokenizer, the sampler, and files that are written whole."""
+"""The toy world, the tokenizer and the sampler."""
 from collections import Counter
 from random import Random
 
