@@ -44,15 +44,6 @@ def kill(process, whom):
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def stage(run):
-    checkpoints = list(run.glob("seed3000/*.pt"))
-    if (run / "main/report.md").exists():
-        return "report"
-    if len(checkpoints) > 1:
-        return "CPT"
-    return "pretraining" if checkpoints else "start-up"
-
-
 def contents(folder):
     files = [p for p in (folder / "runs").rglob("*") if p.is_file() and p.suffix not in (".png", ".tmp")]
     return {str(p.relative_to(folder)): load_checkpoint(p) if p.suffix == ".pt" else p.read_bytes()
@@ -74,7 +65,7 @@ def main(n_kills):
                 _, err = process.communicate(timeout=None if is_last else rng.uniform(0.1, 0.6) * seconds)
             except subprocess.TimeoutExpired:
                 whom = rng.choice(["all", "parent", "child"])
-                kills[f"{whom} at {stage(folder / 'runs/soak')}"] += 1
+                kills[f"{whom} with {len(list(folder.rglob('*.pt')))} of 4 checkpoints there"] += 1
                 kill(process, whom)
                 _, err = process.communicate(timeout=120)  # which waits for the last of the processes
             if process.returncode == 0:
