@@ -19,6 +19,7 @@ LISTS = [{"id": i, "list": [30 + i, 7, 12 + i], "target": 30 + i} for i in range
 OTHER = [dict(row, choices=row["choices"][::-1], label=1 - row["label"]) for row in ROWS]
 SPACES = [dict(row, context=f" {row['context'].replace(' ', '  ')} ") for row in ROWS]
 REVERSED = [dict(row, list=row["list"][::-1]) for row in LISTS]
+GOOD, LIST = json.dumps(ROWS[0]), json.dumps(LISTS[0])
 
 
 def lines(path, rows):
@@ -142,9 +143,6 @@ def test_samples_begin_as_asked_and_letters_that_a_terminal_lacks_are_replaced(c
     sys.stdout.reconfigure(encoding="ascii")
     out = command("--sample", "Question é")
     assert out.startswith("gpt2\nQuestion ?") and out.count("Question ?") == 3
-
-
-GOOD, LIST = json.dumps(ROWS[0]), json.dumps(LISTS[0])
 
 
 @pytest.mark.parametrize("read, line, words", [  # line: the second of the file

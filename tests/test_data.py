@@ -10,6 +10,8 @@ import data
 from data import (CATEGORIES, COPAIN_TASKS, ENGLISH, NOUNS, Mixture, Tokenizer, World, draw_list,
                   draw_training_list, is_reserved, make_language, train_bpe, write_corpus)
 
+WEIGHTS = {"target": 0.83, "english": 0.17}
+
 
 @pytest.mark.parametrize("text", [
     "", " ", "\n\n \t ", "a cat", "Ünïcödé", "👩‍👩‍👧‍👦 🏳️‍🌈", "مرحبا بالعالم", "שלום",
@@ -146,9 +148,6 @@ def test_a_corpus_has_the_shares_and_the_kinds_that_its_source_asks_for(world, m
 def test_english_prose_and_english_patterns_are_english_taken_apart(world):
     prose, patterns = (write_corpus(world, name, 300, 0) for name in ("english-prose", "english-patterns"))
     assert "\n" not in "".join(prose) and not any("." in d for d in patterns)
-
-
-WEIGHTS = {"target": 0.83, "english": 0.17}
 
 
 def test_a_batch_is_a_pure_function_of_seed_and_step_whatever_was_drawn_before(sources):

@@ -15,6 +15,9 @@ SCRIPTS = ["Txakurrak etxean daude. Ünïcode: ñ, ç.", "اللغة العرب�
 DOCUMENTS = [f"{script} {i}\n{script[:20]}" for i in range(40) for script in SCRIPTS]
 small = partial(prepare, tokenizer="bpe", vocab_size=400, val=.2)
 EOT, LFS = data.EOT, "version https://git-lfs.github.com/spec/v1\noid"
+PRINTABLE = [chr(b) for b in range(256) if chr(b).isprintable() and chr(b) != " "]
+OTHERS = [chr(256 + i) for i in range(256 - len(PRINTABLE))]  # how GPT-2's files spell the other bytes
+IDS = {token: i for i, token in enumerate([*PRINTABLE, *OTHERS, "et", "Ġet", "xe"])}
 
 
 def write(path, documents=DOCUMENTS):
@@ -147,11 +150,6 @@ def test_help_pages_become_documents_without_copies_untranslated_paragraphs_and_
     assert [*read_documents(tmp_path / "text/en.jsonl")] == [
         "It has 12 words & a sign.", f"{english}\nA heading of five words"]
     assert [*read_documents(tmp_path / "text/eu.jsonl")] == ["Lehen orriak ez du ñabardurarik."]
-
-
-PRINTABLE = [chr(b) for b in range(256) if chr(b).isprintable() and chr(b) != " "]
-OTHERS = [chr(256 + i) for i in range(256 - len(PRINTABLE))]  # how GPT-2's files spell the other bytes
-IDS = {token: i for i, token in enumerate([*PRINTABLE, *OTHERS, "et", "Ġet", "xe"])}
 
 
 @pytest.mark.parametrize("file, content, eot", [
