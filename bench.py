@@ -123,8 +123,8 @@ def cloze_items(lang, target, n_items=200, seed=0):
 def add_shots(file, items, n_shots):
     """Items with shots, from pairs (what is asked, item): the next items that ask something else."""
     different = dict(items)
-    require(0 <= n_shots < len(different), f"--shots is {n_shots}, expected 0 or more, and fewer than the "
-                                           f"{len(different)} different questions of {file}")
+    most = len(different) - 1
+    require(0 <= n_shots <= most, f"--shots is {n_shots}; the questions of {file} allow 0 to {most}")
     circle = tuple(different.values()) * 2
     after = {asked: i for i, asked in enumerate(different, 1)}
     return [replace(item, shots=circle[after[asked]:after[asked] + n_shots]) for asked, item in items]
@@ -209,8 +209,7 @@ def fit(tok, items, longest):
                 item = replace(item, shots=item.shots[1:])
             else:
                 rest = tok.decode(tok.encode(item.question)[excess:]).lstrip("\ufffd")  # half a letter
-                require(rest, f"{item.task}: {longest} tokens cannot hold the choices of {question[:40]!r}: "
-                              "leave it out, or take a longer context")
+                require(rest, f"{item.task}: {longest} tokens cannot hold the choices of {question[:40]!r}")
                 item = replace(item, question=rest)
         fitting.append(item)
         lost["lost_shots"] += len(item.shots) < n_shots
@@ -296,8 +295,7 @@ def choice_metrics(model, tok, items, form="prompt"):
     prompts, choices = zip(*[encode_item(tok, item, form) for item in items])
     right, right_per_byte, logprobs = [], [], []
     for item, scores in zip(items, choice_logprobs(model, prompts, choices)):
-        require(np.isfinite(scores).all(),
-                f"{item.task}: a broken model scores {scores} after {item.text(form)[:60]!r}")
+        require(np.isfinite(scores).all(), f"{item.task}: the model is broken, it scores {scores}")
         answer = item.choices.index(item.answer)
         per_byte = [score / len(choice.encode()) for score, choice in zip(scores, item.choices)]
         for xs, found in ((scores, right), (per_byte, right_per_byte)):
@@ -380,8 +378,7 @@ class Benchmark:
         for tasks in self.label.values():
             lists += tasks.values()
         longest = max(longest_prompt(tok, items) for items in lists)
-        require(longest <= block_size, f"the longest prompt has {longest} tokens with its answer, but "
-                                       f"--block_size is {block_size}: raise it")
+        require(longest <= block_size, f"--block_size is {block_size}, a prompt has {longest} tokens")
 
     def __call__(self, model, full=True):
         """The metrics of a model; accuracies in percent. Probes and most controls only with `full`.
@@ -511,8 +508,7 @@ def main():
             model = tok = HFModel(path)
         except Exception as e:  # of many kinds, with many lines
             reason = " ".join(f"{type(e).__name__}: {e}".split())[:200]
-            raise ValueError(f"{path} cannot be loaded ({reason}): give a folder with a model and its "
-                             "tokenizer; pip install transformers") from None
+            raise ValueError(f"transformers cannot load model and tokenizer from {path}: {reason}") from None
     elif Path(path).is_dir():
         model = load_gpt2(path)
         tok = load_tokenizer(flags.tokenizer or path)

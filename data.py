@@ -80,7 +80,6 @@ ENGLISH = Language("english", {w: w for w in WORDS})
 def make_language(name, seed, order="SOV", cognates=0.5):
     """A language of generated words. In each category, the share `cognates` of nouns stays English."""
     require(sorted(order) == ["O", "S", "V"], f"word order {order!r} is no permutation of S, V, O")
-    require(0 <= cognates <= 1, f"the share of cognates is {cognates}, expected a number from 0 to 1")
     rng = Random(f"{name}/{seed}")
     syllables = [c + v for c in rng.sample("bdgklmnprstz", 9) for v in "aeiou"]
     taken = set(WORDS)
@@ -112,8 +111,6 @@ HELD_OUT_RULE = "last_element"
 
 def draw_list(rng, rule, max_integer, length=3):
     """(elements, answer) of one line of a rule, as strings; the elements are distinct."""
-    rules = [*COPAIN_TASKS, *OTHER_RULES, HELD_OUT_RULE]
-    require(rule in rules, f"unknown list rule {rule!r}; there are {', '.join(rules)}")
     integers = range(max_integer + 1)
     if rule.endswith("_group"):       # one even among odd integers, or the reverse
         odd_one = 0 if rule.startswith("even") else 1
@@ -146,12 +143,6 @@ def list_line(elements, answer, fmt):
     """' 4; 9; 2 => 9' : elements and answer in the format (separator, arrow); answer '' leaves a prompt."""
     separator, arrow = fmt
     return separator.join(f" {e}" for e in elements) + arrow + (f" {answer}" if answer else "")
-
-
-def label_lines(pairs, fmt):
-    """' dog => q; axe => b' : pairs of word and label. The separator ends a line; '' becomes a newline."""
-    separator, arrow = fmt
-    return (separator or "\n").join(f" {word}{arrow} {label}" for word, label in pairs)
 
 
 def draw_format(rng):
@@ -228,10 +219,12 @@ def lists(rng, world, lang, rules=COPAIN_TASKS):
 
 
 def labels(rng, world, lang):
-    """12 to 24 nouns of two categories, each with its category's letter in this document."""
+    """' dog => q; axe => b' : 12 to 24 nouns of two categories, each with its category's letter."""
     letter = dict(zip(rng.sample(CATEGORIES, 2), rng.sample(LETTERS, 2)))
     kinds = rng.choices(list(letter), k=rng.randint(12, 24))
-    return label_lines([(lang.words[rng.choice(NOUNS[c])], letter[c]) for c in kinds], draw_format(rng))
+    pairs = [(lang.words[rng.choice(NOUNS[c])], letter[c]) for c in kinds]
+    separator, arrow = draw_format(rng)
+    return (separator or "\n").join(f" {word}{arrow} {label}" for word, label in pairs)
 
 
 def same_category(rng, world, lang):
@@ -358,15 +351,12 @@ class Mixture:
 
     def __init__(self, sources, block_size, seed):
         for name, ids in sources.items():
-            require(len(ids) > block_size, f"source {name!r} has {len(ids)} tokens; a block of {block_size} "
-                    f"needs at least {block_size + 1}: give it more text or lower block_size")
+            require(len(ids) > block_size, f"{name} has {len(ids)} tokens, a block needs {block_size + 1}")
         self.sources, self.block_size, self.seed = sources, block_size, seed
         self.offset = np.random.default_rng([seed, 0]).random()
 
     def counts(self, step, batch_size, weights):
         """{source: rows} at a step. A low-discrepancy sequence keeps any run of steps within a row or two."""
-        unknown = sorted(set(weights) - set(self.sources))
-        require(not unknown, f"the mixture names {unknown}, but its sources are {sorted(self.sources)}")
         u = (self.offset + step * 0.6180339887498949) % 1.0
         edges = np.floor(np.cumsum([0.0, *weights.values()]) * batch_size + u + 1e-9).astype(int)
         return dict(zip(weights, np.diff(edges).tolist()))
@@ -532,12 +522,12 @@ def find_texts(paths, found, others, are_named=True):
                 find_texts(sorted(path.iterdir()), found, others, are_named=False)
 
 
-def read_documents(path, field="text", errors="strict", skip_null=False):
+def read_documents(path, field="text", errors="strict"):
     """Yields the documents of a file in pieces of at most LONGEST_DOCUMENT characters. In JSON, which the
-    file's ending or its first line tells, each line holds one; else blank lines separate them."""
+    file's ending or its first line tells, each line holds one, or null; else blank lines separate them."""
     first = next((line for _, line in read_lines(path, errors) if line), "")
     is_json = regex.search(JSON_FILE, path.name) or regex.match(JSON_LINE, first)
-    for text in json_texts(path, field, errors, skip_null) if is_json else paragraphs(path, errors):
+    for text in json_texts(path, field, errors) if is_json else paragraphs(path, errors):
         for start in range(0, len(text), LONGEST_DOCUMENT):
             yield text[start:start + LONGEST_DOCUMENT]
 
@@ -548,20 +538,17 @@ def paragraphs(path, errors):
             yield "\n".join(some)
 
 
-def json_texts(path, field, errors, skip_null):
+def json_texts(path, field, errors):
     for where, row in read_json_lines(path, errors):
         require(field in row, f"{where}: no field {field!r}, but {', '.join(row)}; name one with --field")
-        text = row[field]
-        if text is None and skip_null:
-            continue
-        require(isinstance(text, str), f"{where}: {field!r} holds {json.dumps(text)[:40]}, expected a text "
-                "(--skip_null leaves out rows where it holds null)")
+        text = "" if row[field] is None else row[field]
+        require(isinstance(text, str), f"{where}: {field!r} holds {json.dumps(text)[:40]}, expected a text")
         text = text.encode("utf-8", "replace").decode()  # JSON can spell half of a surrogate pair
         yield text.replace("\r\n", "\n").replace("\r", "\n").replace("\ufeff", "")
 
 
 def prepare(name, paths, out="data", field="text", tokenizer="gpt2", vocab_size=8192, val=0.005,
-            errors="strict", skip_null=False):
+            errors="strict"):
     """Encodes text files into the folder out/name and returns it. An interrupted run starts again."""
     final, part = Path(out) / name, Path(out) / f"{name}.part"
     require(not final.exists(), f"{final} is there already: choose another --name")
@@ -571,7 +558,7 @@ def prepare(name, paths, out="data", field="text", tokenizer="gpt2", vocab_size=
     files = [path for path in found.values() if path.is_file()]
     passed_over = ", ".join(f"{n} {reason}" for reason, n in others.items())
     print(f"{len(files)} files taken; passed over: {passed_over or 'none'}")
-    read = partial(read_documents, field=field, errors=errors, skip_null=skip_null)
+    read = partial(read_documents, field=field, errors=errors)
     empty = [str(file) for file in files if not any(read(file))]  # a wrong --field is found here, too
     require(files and not empty, f"no text in {', '.join(empty or map(str, paths))}")
     if tokenizer == "bpe":
@@ -617,8 +604,7 @@ def load_manifest(folder, block_size):
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
         raise ValueError(f"{folder} is not as data.py prepare makes it ({e}): prepare it again") from None
     for side, n in manifest["tokens"].items():
-        require(n > block_size, f"{folder}/{side}.bin has {n} tokens; a block needs {block_size + 1}: give "
-                "it more text (blank lines separate documents), or change --val or --block_size")
+        require(n > block_size, f"{folder}/{side}.bin has {n} tokens: give it more than {block_size}")
     return manifest
 
 
@@ -643,9 +629,8 @@ def show():
 
 
 def main():
-    parser = one_line_parser()
+    parser = one_line_parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", parser_class=one_line_parser)
-    commands.add_parser("show", prog="data.py", description=__doc__)
     flag = commands.add_parser("prepare", description="Encodes text files as a source.").add_argument
     flag("paths", nargs="+", help="plain text or JSON lines, also gzip; or folders")
     flag("--name", required=True, help="of the source, and of its folder")
@@ -655,12 +640,8 @@ def main():
     flag("--vocab_size", type=int, help="of --tokenizer bpe, at most; by default 8192")
     flag("--val", type=float, help="share of held-out documents, the same for all sources; by default 0.005")
     flag("--errors", choices=["strict", "replace"], help="on invalid UTF-8, by default strict")
-    flag("--skip_null", action="store_true", help="leave out JSON lines whose field holds null")
-    words = sys.argv[1:]
-    if not words or words[0] not in commands.choices:
-        words.insert(0, "show")
-    flags = vars(parser.parse_args(words))
-    run_command({"show": show, "prepare": prepare}[flags.pop("command")], **flags)
+    flags = vars(parser.parse_args())
+    run_command(prepare if flags.pop("command", None) else show, **flags)
 
 
 if __name__ == "__main__":

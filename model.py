@@ -34,8 +34,7 @@ class GPTConfig:
     def __post_init__(self):
         smallest = min(self.vocab_size, self.block_size, self.n_layer, self.n_head, self.n_embd)
         if smallest < 1 or self.n_embd % self.n_head or self.activation not in ("gelu_new", "gelu"):
-            raise ValueError(f"{self}: expected sizes of 1 or more, n_embd a multiple of n_head, and the "
-                             "activation gelu_new or gelu")
+            raise ValueError(f"{self}: expected sizes above 0, n_embd a multiple of n_head, gelu_new or gelu")
 
 
 def causal_attention(q, k, v):
@@ -228,8 +227,7 @@ def load_gpt2(folder):
         path = Path(folder, "pytorch_model.bin")
     for file in (config, path):
         if not file.is_file():
-            raise ValueError(f"{file} is missing: {DOWNLOAD}. Of weights in several parts, save_pretrained() "
-                             "of transformers makes one file")
+            raise ValueError(f"{file} is missing (weights in several parts are not read): {DOWNLOAD}")
     tensors = read_tensors(path, "download it again")
     try:
         c = json.loads(config.read_text())

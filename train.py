@@ -16,6 +16,7 @@ import functools
 import math
 import multiprocessing as mp
 import os
+import platform
 import re
 import shlex
 import signal
@@ -79,7 +80,6 @@ def setting(default, meaning, low=0, high=10 ** 12, choices=()):
 
 
 ABOVE_ZERO = 1e-12
-COMPILE_MODES = ("", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 GATE = dict(gain=35.0, five=78.0, label_english=95.0, cloze_english=90.0)  # what a base must reach, see bench
 
 
@@ -100,7 +100,6 @@ class Settings:
     task: list = setting((), "file of multiple choice, repeatable; their mean replaces the label task")
     shots: int = setting(5, "examples before every question of --task")
     # the world
-    target_order: str = setting("SOV", "word order of the target language")
     cognates: float = setting(0.5, "share of its nouns that are spelled as in English", 0, 0.8)
     documents: int = setting(40_000, "documents in the corpus of each language", 100)
     tokenizer: str = setting("english", "trained on english, or joint on all", choices=("english", "joint"))
@@ -115,7 +114,7 @@ class Settings:
     base_curriculum: str = setting("english=rest target=constant(0.003)", "mixture of the pretraining")
     muon_lr: float = setting(0.02, "peak learning rate of Muon; 0 gives its matrices to AdamW")
     base_lr: float = setting(3e-3, "peak learning rate of AdamW in the pretraining", ABOVE_ZERO)
-    gate: int = setting(1, "1 leaves out a base that does not reach GATE, with its arms; 0 keeps it", 0, 1)
+    gate: int = setting(1, "1 leaves out a base of the toy world that misses GATE, and its arms", 0, 1)
     # continued pretraining with AdamW, as in the paper
     steps: int = setting(2400, "steps of an arm", 1, 10 ** 6)
     batch_size: int = setting(16, "rows in a batch of an arm", 1)
@@ -133,7 +132,7 @@ class Settings:
     device: str = setting("", "cpu or cuda; cuda where it is found", choices=("", "cpu", "cuda"))
     dtype: str = setting("", "bfloat16 if the hardware has it", choices=("", "float32", "bfloat16"))
     processes: int = setting(0, "models trained at once; 0 lets the number of cores or GPUs decide")
-    compile: str = setting("", "mode of torch.compile; not used if not given", choices=COMPILE_MODES)
+    compile: str = setting("", "torch.compile", choices=("", "default", "reduce-overhead", "max-autotune"))
     checkpoint_every: int = setting(250, "steps between two checkpoints", 1)
 
     def check(self):
@@ -145,18 +144,15 @@ class Settings:
                 raise ValueError(f"--{f.name} is {value}, expected a number {least} to {high:,}")
             if f.metadata["choices"]:
                 check_name(f"--{f.name}", value, f.metadata["choices"])
-        require(re.fullmatch(r"\w[\w.+-]*", self.name), f"--name is {self.name!r}, expected the name of a "
-                                                        "folder under runs/: letters, digits, _ . + -")
+        require(re.fullmatch(r"\w[\w.+-]*", self.name), f"--name is {self.name!r}: use letters, digits, _.+-")
         good = all(re.fullmatch(r"\w[\w+-]*=.+", text) for text in self.source)
         require(good and (not self.source or len(self.corpora()) == len(self.source)),
                 f"--source is {' '.join(self.source)}, expected NAME=FOLDER, as in eu=data/eu; each name "
                 "once; the first two become `target` and `english`")
         GPTConfig(self.vocab_size, self.block_size, self.n_layer, self.n_head, self.n_embd)
-        self.world().languages()  # refuses an impossible word order
 
     def world(self):
-        return World(targets=(("target", self.seed, self.target_order, self.cognates),
-                              ("third", self.seed, "VSO", 0.0)))
+        return World(targets=(("target", self.seed, "SOV", self.cognates), ("third", self.seed, "VSO", 0.0)))
 
     def corpora(self):
         """{name in the curricula: the Path of a prepared source, or the name of a toy corpus}."""
@@ -529,14 +525,13 @@ def shared_tokenizer(s):
         found.append(Tokenizer.from_json(load_checkpoint(s.init)["tokenizer"]))
     elif s.init and Path(s.init, "merges.txt").exists():
         found.append(load_tokenizer(s.init))
-    require(len({tok.to_json() for tok in found}) < 2, "the sources and --init have different tokenizers: "
-            "prepare all sources with the same --tokenizer FOLDER")
+    same = len({tok.to_json() for tok in found}) < 2
+    require(same, "sources and --init have different tokenizers: prepare all with one --tokenizer FOLDER")
     return found[0] if found else None
 
 
 def check_tokenizer(path, ckpt, tok):
-    require(ckpt["tokenizer"] == tok.to_json(), f"{path} was trained with another tokenizer, as data.py or "
-            "its settings have changed: choose another --name")
+    require(ckpt["tokenizer"] == tok.to_json(), f"{path} has another tokenizer: choose another --name")
 
 
 def resume(job, parts, sources, tok):
@@ -597,12 +592,9 @@ def provenance(device):
     """The commit of this code, and the GPU, or the CPU with the vector instructions that torch found."""
     command = "git describe --always --dirty"
     git = subprocess.run(command, shell=True, cwd=Path(__file__).parent, text=True, capture_output=True)
-    name = f"CPU with {torch.backends.cpu.get_cpu_capability()}"
+    name = f"{platform.machine()} CPU with {torch.backends.cpu.get_cpu_capability()}"
     if device == "cuda":
         name = torch.cuda.get_device_name()
-    elif Path("/proc/cpuinfo").exists():
-        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-        name = name.replace("CPU", found[1]) if found else name
     return {"commit": git.stdout.strip() or "unknown",
             "machine": f"{name}, {os.cpu_count()} cores, torch {torch.__version__}"}
 
@@ -691,8 +683,8 @@ def arm_names(s):
         names = [name.strip() for name in s.only.split(",")]
     for name in names:
         check_name("an arm of --only", name, ARMS)
-        require(re.fullmatch(r"\w[\w.+-]*", name) and name != "base",
-                f"an arm is called {name!r}, expected letters, digits, _ . + - and not `base`")
+        good = re.fullmatch(r"\w[\w.+-]*", name) and name != "base"
+        require(good, f"an arm is called {name!r}: use letters, digits, _.+- and not the word base")
     return names
 
 
@@ -707,8 +699,7 @@ def check_files(s):
     """Says what to know of the files that the user gave. Raises ValueError if they cannot be used."""
     folders, tok = s.prepared(), shared_tokenizer(s)
     shares = {name: load_manifest(folder, s.block_size)["val"] for name, folder in folders.items()}
-    require(len(set(shares.values())) < 2, f"the sources hold out the shares {shares}: prepare all with one "
-            "--val, or one trains on what another holds out")
+    require(len(set(shares.values())) < 2, f"the sources hold out {shares}: prepare all with one --val")
     for name, items in bench.read_tasks(s.task, n_shots=s.shots).items():
         if tok:
             items, lost = bench.fit(tok, items, s.block_size)
@@ -732,8 +723,7 @@ def plan(s):
         for name in curriculum.shapes:
             check_name(f"a source in the curriculum of {job.name!r}", name, s.corpora())
         curriculum.check(job.steps)
-        require(job.batch_size % parts == 0, f"a batch of {job.batch_size} rows cannot be cut into {parts} "
-                                             "equal parts, --accumulate for each process")
+        require(job.batch_size % parts == 0, f"{job.batch_size} rows cannot be cut into {parts} equal parts")
     for job in [*jobs.values(), *reported_jobs(s)]:  # rows of different settings are never averaged
         if job.path.exists():
             check_same(job, load_checkpoint(job.path))
@@ -838,10 +828,10 @@ def take_from_base(s, given):
         most = known["block_size"]
         known["block_size"] = given.get("block_size", min(most, 1024))
         require(known["block_size"] <= most, f"--block_size is above {most}, the longest of {s.init}")
-    for key in "seed target_order cognates tokenizer vocab_size n_layer n_head n_embd block_size".split():
+    for key in "seed cognates tokenizer vocab_size n_layer n_head n_embd block_size".split():
         value = known.get(key, getattr(s, key))
-        require(given.get(key, value) == value, f"--{key} is {given.get(key)}, but the base {s.init} has "
-                                                f"{value}: leave --{key} out, or give another base")
+        same = given.get(key, value) == value
+        require(same, f"--{key} is {given.get(key)}, but {s.init} has {value}: leave --{key} out")
         setattr(s, key, value)
 
 
@@ -866,8 +856,7 @@ def main(argv=None):
         if not torchrun:
             raise
         refuse(f"a process of this run failed, or not all came ({str(e).splitlines()[0]}): the same command "
-               "goes on from the last checkpoint. If no torchrun was meant, unset TORCHELASTIC_RUN_ID and "
-               f"WORLD_SIZE (now {os.environ.get('WORLD_SIZE')})", code=1)
+               "goes on from the last checkpoint", code=1)
     except KeyboardInterrupt:
         print(f"\nstopped; to continue: python train.py {shlex.join(argv)}", file=sys.stderr)
         sys.exit(130)

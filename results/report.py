@@ -613,7 +613,7 @@ def findings(results):
                         claims_table(claims, {"id": ""} | columns, ""), *parts])
 
 
-ALIKE = ("seed target_order cognates tokenizer vocab_size block_size bench_seed copain_items label_items "
+ALIKE = ("seed cognates tokenizer vocab_size block_size bench_seed copain_items label_items "
          "validation_blocks shots source task").split()  # with these in common, two studies measure the same
 
 
