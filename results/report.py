@@ -43,9 +43,9 @@ class Log:
             self.unfinished[seed] = [arm for arm in self.arms if (arm, seed, self.last) not in self.rows]
         self.seeds = [seed for seed, missing in self.unfinished.items() if self.arms and not missing]
         self.tasks = [key.removesuffix(" acc") for key in (rows[0] if rows else {}) if key.endswith(" acc")]
-        self.of_run, self.runs = "", f"means over {len(self.seeds)} runs"
-        if len(self.seeds) == 1:  # which is no measure of chance
-            self.of_run, self.runs = " in this run", "one run"
+        self.of_run, self.runs = "", f"means over {len(self.seeds)} runs [95% t interval over runs]"
+        if len(self.seeds) == 1:
+            self.of_run, self.runs = " in this run", "one run: no interval, so no measure of chance"
 
     def __call__(self, arm, key, step=None):
         step = self.last if step is None else step
@@ -117,9 +117,8 @@ def read_study(folder):
 
 
 # -------------------------------------------------------------------------------------------------- intervals
-# 97.5% quantiles of Student's t for 1 to 20 degrees of freedom; more count as 20: a bit wider than need be
-T_975 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145,
-         2.131, 2.120, 2.110, 2.101, 2.093, 2.086]
+# 97.5% quantiles of Student's t for 1 to 12 degrees of freedom; more count as 12: a bit wider than need be
+T_975 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179]
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ class Estimate:
         """Of a value per run. The interval is cut to [least, most], where values can be."""
         n, mean, half = len(values), float(np.mean(values)), 0.0
         if n > 1:
-            half = float(T_975[min(n - 2, 19)] * np.std(values, ddof=1) / math.sqrt(n))
+            half = float(T_975[min(n - 2, 11)] * np.std(values, ddof=1) / math.sqrt(n))
         return cls(mean, max(mean - half, least), min(mean + half, most))
 
     @classmethod
@@ -316,8 +315,7 @@ CLAIMS = [
           f"from the base that has seen none of the language, the gap te - t on the label task is {GAP:g} "
           f"points larger than from the one that has seen 20%, above 0, and label perplexity t / te "
           f"{LABEL_RATIO:g} times as large, above 1; one is partly; inconclusive if te of the weakest base "
-          f"ends within {GAP:g} points of chance, or if neither holds and the intervals "
-          "allows both")]
+          f"ends within {GAP:g} points of chance, or if neither holds and the intervals allow both")]
 
 
 def verdicts(log, study="main"):
@@ -351,9 +349,7 @@ def single_runs(log, study):
 
 
 def headline(claims):
-    """What a study's verdicts say, in a line; '' if there are none, or if those on `main` do not say it."""
-    if len(claims) == 1:
-        return f"{claims[0]['claim']}: {claims[0]['verdict']}"
+    """What the verdicts of `main` say, in a line; '' if they do not say that ICL collapses."""
     holds = [v["id"] for v in claims if v["verdict"] == "reproduced"]
     if "C2" not in holds:
         return ""
@@ -384,7 +380,7 @@ HEADINGS = {  # of a report's first table; a terminal shows the first seven metr
     "ppl_target": "target ppl", "copain": "Copain %", "gain": "gain from shots",
     "label_target": "label task %", "label_ppl_target": "label ppl", "label_english": "label, English %",
     "shift_l2": "L2 shift", "cloze_target": "cloze task %", "ppl_word_target": "target ppl a word",
-    "shift_relative": "relative shift",
+    "ppl_byte_target": "target ppl a byte", "shift_relative": "relative shift",
     "shift_embeddings": "L2, embeddings", "shift_blocks": "L2, blocks",
     "shift_target_tokens": "L2, target's tokens", "shift_english_tokens": "L2, English-only tokens",
     "ppl_english": "English ppl",
@@ -491,14 +487,11 @@ def provenance(log, info):
     """Runs, seeds, machines and commits, in a line."""
     s, seeds = info["settings"], ", ".join(map(str, log.seeds))
     text = f"{len(log.seeds)} runs: base seeds {seeds}" if len(log.seeds) > 1 else f"1 run: base seed {seeds}"
-    for name, key in (("data order", "data_seed"), ("benchmark", "bench_seed")):
-        found = log(log.arms[0], key)
-        text += f", {name} {found[0]}" + (f" to {found[-1]}" if found[-1] > found[0] else "")
     machines, commits = "; ".join(info["machines"]), ", ".join(info["commits"])
     return f"{text}; {machines}, {s['device']}, {s['dtype']}; commit {commits}"
 
 
-def report_text(log, info, claims, interval):
+def report_text(log, info, claims):
     """report.md as text."""
     arms, columns = info["arms"], {"id": "id", "claim": "claim", "verdict": "verdict", "number": "measured"}
     text = [f"# Study `{info['study']}`", f"**{info['question']}**"]
@@ -508,7 +501,7 @@ def report_text(log, info, claims, interval):
         text += [f"**{UNFINISHED}.**", running_table(log)]
     if not log.seeds:
         return "\n\n".join([*text, "![figure](figure.png)\n"])
-    text.append(f"{provenance(log, info)}; {log.runs}{interval}; at step {log.last} of the CPT.")
+    text.append(f"{provenance(log, info)}; {log.runs}; at step {log.last} of the CPT.")
     text += [f"Left out: {why}" for why in info["left_out"]]
     if set(arms) - set(log.arms):
         text.append(f"No run has finished {', '.join(arm for arm in arms if arm not in log.arms)}.")
@@ -526,9 +519,8 @@ def report_text(log, info, claims, interval):
                  ends_table(log, arms, {key: f"{key} %" for key in keys})]
     if claims:
         with_criterion = {"id": "id", "claim": "claim", "criterion": "criterion"} | columns
-        text += ["## Verdicts", "Criteria were fixed before the run (results/report.py); te is the arm "
-                 "target+english, t the arm target. With several runs, above, below and within hold for the "
-                 "whole 95% interval, paired by run; a size, such as 10 points, is that of the mean.",
+        text += ["## Verdicts", "Criteria were fixed before the run; te: target+english, t: target. Above, "
+                 "below and within hold for the whole 95% interval, paired by run; sizes are of means.",
                  claims_table(claims, with_criterion, log.of_run)]
     if len(log.seeds) > 2:
         text += ["## What a single run is worth", "Standard deviation over the runs, of perplexities in "
@@ -546,12 +538,11 @@ def report_text(log, info, claims, interval):
             text.append(pairs_table(these, info["pairs"]))
     text += ["## Arm against arm", "Differences and ratios at the end, paired by run; the gap is what "
              "target+english gains over target.", pairs_table(log, info["pairs"]),
-             "## Is it in-context learning?", "Without shots, or with shots whose answers are shuffled, a "
-             "model can only use what it knows without the context. Restricted to the list, only its "
-             "elements compete. Five rules: those that need shots (not the two odd-one-out rules). Recall "
-             "probe: the query is one of the shots; chance 17%. Held-out rule: the last element of the list, "
-             "a rule that no training document uses; chance 33%.", ends_table(log, arms, CONTROLS),
-             "## Rule by rule", f"Percent right with three shots / without, {log.runs}.",
+             "## Is it in-context learning?", "Without shots, or with shuffled answers, a model can only use "
+             "what it knows without the context. Restricted: only the list's elements compete. Five rules: "
+             "those that need shots. Recall probe: the query is one of the shots; chance 17%. Held-out rule: "
+             "the last element, a rule that no corpus has; chance 33%.", ends_table(log, arms, CONTROLS),
+             "## Rule by rule", "Percent right with three shots / without; means over the runs.",
              rules_table(log, arms)]
     return "\n\n".join([*text, "## Arms and settings",
                         f"```json\n{json.dumps({'arms': arms, **info['settings']}, indent=1)}\n```\n"])
@@ -564,8 +555,7 @@ def report(folder):
     log, info = read_study(folder)
     claims = verdicts(log, info["study"]) if log.seeds else []
     smoke = info["settings"]["preset"] == "smoke"
-    interval = ": no interval, so no measure of chance" if log.of_run else " [95% t interval over runs]"
-    text = report_text(log, info, claims, interval)
+    text = report_text(log, info, claims)
     write_text(folder / "report.md", text)
     figure = folder / "figure.png"
     try:
@@ -577,7 +567,7 @@ def report(folder):
     if log.running:
         parts += [UNFINISHED, running_table(log)]
     if log.seeds:
-        parts += [ends_table(log, info["arms"], HEADINGS, 7), log.runs + interval]
+        parts += [ends_table(log, info["arms"], HEADINGS, 7), log.runs]
     found = [f"{v['id']} {v['verdict'] + log.of_run:>14}: {v['claim']} ({v['parts']}{v['parts'] and '; '}"
              f"{v['number']})" for v in claims if v["verdict"] != "not run"]
     if found and not smoke:
@@ -642,6 +632,7 @@ def compare(a, b):
 
 
 # ---------------------------------------------------------------------------------------------------- figures
+LEARNED_THEN = "% learned when English ends"  # of the language, as log perplexity: an x for figures
 FIRST = ["ppl_target", "copain"]  # the panels of main's figure; the others are in curves.png
 PANELS = {"ppl_target": "Target perplexity", "copain": "Copain, %", "gain": "Gain from shots, points",
           "copain_restricted": "Copain, its list only, %", "label_target": "Label task (target), %",
@@ -686,17 +677,30 @@ def start_figure(log, title, note, keys, height):
     return fig, [(fig.add_subplot(rows, columns, i), key) for i, key in enumerate(keys, 1)]
 
 
+def learned(log, arm, share):
+    """How much of the language an arm has learned at a share of its steps: % of the fall of log ppl, mean."""
+    step = min(log.steps, key=lambda step: abs(step - share / 100 * log.last))  # the nearest one evaluated
+    before, then, end = (np.log(log(arm, "ppl_target", at)).mean() for at in (0, step, log.last))
+    return 100 * (before - then) / (before - end)
+
+
 def draw_figure(log, info, folder, title):
     """The picture that the study asks for (Study in results/studies.py). title: its message."""
     os.environ["MPLBACKEND"] = "Agg"  # before matplotlib is imported: one from Jupyter may not exist here
     path, label, xs, keys = folder / "figure.png", info["figure"], info["x"], [*FIRST, "gain", "label_target"]
     if label == "target perplexity":
         xs, keys = {arm: log.estimate(arm, "ppl_target").mean for arm in log.arms}, keys[1:]
+    elif label == LEARNED_THEN:
+        xs, keys = {arm: learned(log, arm, share) for arm, share in xs.items() if arm in log.arms}, keys[1:]
     if label == "step" or log.running:
         draw_curves(log, path, title, FIRST)
         draw_curves(log, folder / "curves.png", info["question"], [key for key in PANELS if key not in FIRST])
-    elif info["lines"] and set(log.arms) <= set(xs) and set(sum(info["lines"].values(), [])) <= set(log.arms):
-        draw_along(log, path, title, keys, xs, label, info["lines"])
+    elif info["lines"] and set(sum(info["lines"].values(), [])) <= set(log.arms):
+        lines = []
+        for i, (name, arms) in enumerate(info["lines"].items()):
+            points = [(arm, log.last) for arm in arms]
+            lines.append((name, *style(name, i), [xs[arm] for arm in arms], points, log))
+        draw_lines(log, path, title, keys, lines, label)
     else:
         draw_ends(log, path, title)
 
@@ -724,7 +728,7 @@ def draw_lines(log, path, title, keys, lines, label, ticks=()):
             ax.axhline(log.chance[key.removesuffix("_restricted")], color="0.4", ls=":")
             ax.text(0.01, log.chance[key.removesuffix("_restricted")], CHANCE[key], fontsize=9, va="bottom",
                     transform=ax.get_yaxis_transform())
-    if len(panels) > 2 and lines[0][0]:
+    if len(panels) > 2:
         fig.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=9)
     write_file(path, lambda file: fig.savefig(file, format="png"))
 
@@ -756,21 +760,6 @@ def draw_curves(log, path, title, keys):
     ticks = [(math.log10(1 + step), f"{step}") for step in shown]
     window = f"; curriculum: English until {log.last // 10}" if "curriculum" in log.arms else ""
     draw_lines(log, path, title, keys, lines, f"step{window}", ticks)
-
-
-def draw_along(log, path, title, keys, xs, label, joined):
-    """Ends of arms along xs, {arm: x}. joined: {name of a line: its arms}. If there is one line, its arms
-    stand at equal distances, and right of them the others."""
-    lines, ticks, end = [], [], log.last
-    for i, (name, arms) in enumerate(joined.items()):
-        lines.append((name, *style(name, i), [xs[arm] for arm in arms], [(arm, end) for arm in arms], log))
-    if len(joined) == 1:
-        (_, colour, marker, _, points, _), = lines
-        others = [arm for arm in log.arms if (arm, end) not in points]
-        ticks = list(enumerate([*(f"{xs[arm]:g}" for arm, _ in points), *others]))
-        lines = [("", colour, marker, list(range(len(points))), points, log)]
-        lines += [("", "#D55E00", "s", [i], [(arm, end)], log) for i, arm in enumerate(others, len(points))]
-    draw_lines(log, path, title, keys, lines, label, ticks)
 
 
 def draw_ends(log, path, title):

@@ -7,6 +7,7 @@ This file adds its lines to the tables ARMS, BASES and SCHEDULES of train.py. A 
 STUDIES, an arm a line of ARMS. Results are drawn by results/report.py.
 """
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from train import ARMS, BASES, SCHEDULES, STUDIES, Arm, check_name, require
 
@@ -43,9 +44,11 @@ MORE_ARMS = {
     "low-lr":       Arm(TARGET, lr_scale=0.08),  # at ema_every=1 the same as `ema`, see ema.py
     "ema-0.8":      Arm(TARGET, ema_alpha=0.8),
     "ema-every-10": Arm(TARGET, ema_alpha=0.92, ema_every=10),
-    "ema-every-50": Arm(TARGET, ema_alpha=0.92, ema_every=50),
     "shadow-ema":   Arm(TARGET, ema_alpha=0.992, shadow=True),
     "flipped-ema":  Arm(TARGET, ema_alpha=-0.08),  # the sign of the authors' released code
+    # the paper's case: a base that knows much of the language, and a low rate
+    "low-seen-20":         Arm(TARGET, base="seen-20", lr_scale=0.1),
+    "low-seen-20+english": Arm(REPLAY, base="seen-20", lr_scale=0.1),
     # what may move
     "lora-1":           Arm(TARGET, lora_rank=1, lr_scale=4.0, trained="lora_"),
     "lora-4":           Arm(TARGET, lora_rank=4, lr_scale=4.0, trained="lora_"),
@@ -78,7 +81,7 @@ BASES |= {  # what differs from main's base, which has seen 0.3% of the target l
 for name in MAIN:
     for schedule in ("at-40", "paper"):
         ARMS[f"{name}-{schedule}"] = replace(ARMS[name], schedule=schedule)
-    for scale in (0.1, 0.2, 0.5, 2):
+    for scale in (0.2, 0.5, 2):
         ARMS[f"{name}-lr-{scale}"] = replace(ARMS[name], lr_scale=scale)
     for base in ("small", "large", "joint"):
         ARMS[f"{base}-{name}"] = replace(ARMS[name], base=base)
@@ -88,8 +91,6 @@ for base in BASES:  # "seen-3" is target from that base, "seen-3+english" target
     if base.startswith("seen"):
         ARMS[base] = Arm(TARGET, base=base)
         ARMS[f"{base}+english"] = Arm(REPLAY, base=base)
-        ARMS[f"{base}-lr-0.1"] = Arm(TARGET, base=base, lr_scale=0.1)
-        ARMS[f"{base}+english-lr-0.1"] = Arm(REPLAY, base=base, lr_scale=0.1)
 
 
 # ---------------------------------------------------------------------------------------------------- studies
@@ -105,16 +106,6 @@ class Study:
     x: dict = field(default_factory=dict)  # {arm: its place along x}
     lines: dict = field(default_factory=dict)  # {name of a line of the figure: the arms that it joins}
 
-    def check(self, name):
-        """Raises ValueError if it names an arm that does not exist."""
-        named = [*self.arms, *self.x]
-        for some in [*self.pairs, *self.lines.values()]:
-            named += some
-        for chosen in self.judge:
-            named += chosen.values()
-        for arm in named:
-            check_name(f"an arm of study {name!r}", arm, ARMS)
-
 
 def against(other, names):
     """Every arm of names paired with one other."""
@@ -127,14 +118,18 @@ def in_place(*names):
 
 
 ENDS = ["", "-at-40", "-paper"]
-RATES = ["-lr-0.1", "-lr-0.2", "-lr-0.5", "", "-lr-2"]
+RATES = ["-lr-0.2", "-lr-0.5", "", "-lr-2"]
+BOTH = ("", "joint-")  # bases with the two tokenizers
 CONTENT = ("target target+english english-prose english-repeats english-patterns other-rules third-language "
            "third-patterns english-only").split()
 DOSES = {"target": 0, "english-1": 1, "english-5": 5, "target+english": 20, "english-50": 50}
-WINDOWS = {"target": 0, "first-5": 5, "curriculum": 10, "first-20": 20, "first-40": 40, "target+english": 100}
-PLACES = [*WINDOWS, "middle", "last", "spread"]
-AVERAGES = ("target target+english ema low-lr ema-0.8 target-lr-0.2 ema-every-10 ema-every-50 shadow-ema "
-            "flipped-ema target-lr-0.5").split()
+UNTIL = {"target": 0, "first-5": 5, "curriculum": 10, "first-20": 20, "first-40": 40, "target+english": 100}
+WINDOWS = {"rate low from 15% of the steps": list(UNTIL)}  # English until ...% of the steps, by schedule
+for name, end in {"rate low from 40%": "-at-40", "rate low at the end (paper)": "-paper"}.items():
+    WINDOWS[name] = [f"{arm}{end}" for arm in ("target", "curriculum", "target+english")]
+    UNTIL |= dict(zip(WINDOWS[name], (0, 10, 100)))
+PLACES = [*UNTIL, "middle", "last", "spread"]
+AVERAGES = "target target+english ema low-lr ema-0.8 target-lr-0.2 ema-every-10 shadow-ema flipped-ema".split()
 BASQUE = "target english+patterns early-both ema target+english patterns target-lr-0.2".split()
 LIMITS = ("target target+english lora-1 lora-4 lora-16 lora-64 lora-16+wte l2-1 l2-10 frozen-attention "
           "frozen-blocks").split()
@@ -157,16 +152,13 @@ STUDIES |= {
         lines={name: [name + rate for rate in RATES] for name in MAIN}),
     "tokenizer": Study(
         "Does it matter whether the new language is spelled with English pieces or has tokens of its own?",
-        [base + name + rate for base in ("", "joint-") for name in MAIN for rate in RATES[1:4]],
-        pairs=[(base + name + rate, f"{base}target{rate}") for base in ("", "joint-") for name in MAIN[1:]
-               for rate in RATES[1:4]],
-        judge=[in_place(*(base + name + rate for name in MAIN)) for base in ("", "joint-")
-               for rate in RATES[1:4]],
+        [base + name + rate for base in BOTH for name in MAIN for rate in RATES[:3]],
+        pairs=[(base + name + rate, base + "target" + rate)
+               for base in BOTH for name in MAIN[1:] for rate in RATES[:3]],
+        judge=[in_place(*(base + name + rate for name in MAIN)) for base in BOTH for rate in RATES[:3]],
         figure="learning rate, as a share of main's",
-        x={base + name + rate: x for base in ("", "joint-") for name in MAIN
-           for rate, x in zip(RATES[1:4], (0.2, 0.5, 1))},
-        lines={base + name: [base + name + rate for rate in RATES[1:4]]
-               for base in ("", "joint-") for name in MAIN}),
+        x={base + name + rate: x for base in BOTH for name in MAIN for rate, x in zip(RATES, (0.2, 0.5, 1))},
+        lines={base + name: [base + name + rate for rate in RATES[:3]] for base in BOTH for name in MAIN}),
     "replay-content": Study(
         "Is it English, or the few-shot-like documents in it?", CONTENT, pairs=against("target", CONTENT)),
     "replay-dose": Study(
@@ -176,20 +168,18 @@ STUDIES |= {
         "The same English at another time, and in longer or shorter windows: what does it take?",
         PLACES, pairs=[*against("target", PLACES), ("curriculum", "middle"), ("curriculum", "last"),
                        ("spread", "curriculum")],
-        figure="English in the first ... % of the steps; orange: as much as 10, at another time",
-        x=WINDOWS | dict.fromkeys(["middle", "last", "spread"], 10), lines={"curriculum": list(WINDOWS)}),
+        figure="% learned when English ends", x=UNTIL, lines=WINDOWS),
     "averaging": Study(
         "Does an EMA of the weights do anything that a smaller learning rate does not?", AVERAGES,
         pairs=[*against("target", AVERAGES), ("ema", "low-lr"), ("ema-0.8", "target-lr-0.2"),
-               ("ema-every-10", "low-lr"), ("ema-every-50", "low-lr")]),
+               ("ema-every-10", "low-lr")]),
     "constraints": Study(
         "Do weights that may not move far keep the ability, and what does it cost?", LIMITS,
         pairs=against("target", LIMITS), figure="target perplexity", lines={name: [name] for name in LIMITS}),
     "languages": Study(
         "Does English matter more, the less of the language the base has seen?",
-        [seen + english + rate for rate in ("", "-lr-0.1") for seen in SEEN for english in ("", "+english")],
-        pairs=[(f"{seen}+english{rate}", seen + rate) for rate in ("", "-lr-0.1") for seen in SEEN],
-        judge_best=True),
+        [seen + english for seen in [*SEEN, "low-seen-20"] for english in ("", "+english")],
+        pairs=[(f"{seen}+english", seen) for seen in [*SEEN, "low-seen-20"]]),
     "basque": Study(
         "Does it happen with real Basque and English, and is it English or its patterns that protects?",
         BASQUE, pairs=[*against("target", BASQUE), ("english+patterns", "target+english")],
@@ -203,7 +193,9 @@ STUDIES |= {
         lines={name: [size + name for size in SIZES] for name in MAIN}),
 }
 for name, study in STUDIES.items():
-    study.check(name)
+    judged = [chosen.values() for chosen in study.judge]
+    for arm in chain(study.arms, study.x, *study.pairs, *study.lines.values(), *judged):
+        check_name(f"an arm of study {name!r}", arm, ARMS)
 
 
 if __name__ == "__main__":
