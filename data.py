@@ -604,7 +604,7 @@ def load_manifest(folder, block_size):
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
         raise ValueError(f"{folder} is not as data.py prepare makes it ({e}): prepare it again") from None
     for side, n in manifest["tokens"].items():
-        require(n > block_size, f"{folder}/{side}.bin has {n} tokens: give it more than {block_size}")
+        require(n > block_size, f"{folder}/{side}.bin has {n} tokens, a row {block_size + 1}: give more text")
     return manifest
 
 

@@ -60,7 +60,7 @@ def test_shots_never_hold_the_question_nor_each_other(tmp_path, read, rows):
 
 @pytest.mark.parametrize("n_shots", [5, -1])
 def test_too_few_different_rows_are_a_mistake_that_says_how_many_there_are(tmp_path, n_shots):
-    words = f"--shots is {n_shots}, expected 0 or more, and fewer than the 5 different questions of .*x.jsonl"
+    words = f"--shots is {n_shots}; the questions of .*x.jsonl allow 0 to 4"
     for read, rows in ((read_choices, ROWS + SPACES), (read_copain, LISTS + REVERSED)):
         with pytest.raises(ValueError, match=words):
             read(lines(tmp_path / "x.jsonl", rows), n_shots)

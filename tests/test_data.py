@@ -93,12 +93,10 @@ def test_nouns_follow_zipfs_law_and_adjectives_mostly_fit():
     assert np.mean(fits) == pytest.approx(.9 + .1 / 4, abs=.02)
 
 
-@pytest.mark.parametrize("order, cognates", [("SVX", 0.2), ("SV", 0.2), ("SOV", 1.5), ("SOV", -0.1)])
-def test_an_impossible_language_and_a_rule_that_nobody_defined_are_refused(order, cognates):
-    with pytest.raises(ValueError, match="word order|cognates"):
-        make_language("x", 0, order, cognates)
-    with pytest.raises(ValueError, match="unknown list rule 'last_integer_in_list'"):
-        draw_list(Random(0), "last_integer_in_list", 99)
+@pytest.mark.parametrize("order", ["SVX", "SV"])
+def test_an_impossible_word_order_is_refused(order):
+    with pytest.raises(ValueError, match="word order"):
+        make_language("x", 0, order)
 
 
 @pytest.mark.parametrize("rule", [*COPAIN_TASKS, *data.OTHER_RULES, data.HELD_OUT_RULE])
@@ -186,9 +184,7 @@ def test_two_mixtures_see_the_same_windows_of_the_source_they_share(sources):
     assert np.array_equal(alone[0][:5], mixed[0][mixed[2] == "target"])
 
 
-def test_a_source_that_is_missing_empty_or_shorter_than_a_block_is_named(sources):
-    with pytest.raises(ValueError, match="'french'.*english"):
-        Mixture(sources, 32, 0).batch(0, 4, {"target": 0.5, "french": 0.5})
-    for n in (0, 32):
-        with pytest.raises(ValueError, match=f"'short' has {n} tokens.*33"):
-            Mixture({"short": np.zeros(n, dtype=np.uint16)}, 32, 0)
+@pytest.mark.parametrize("n", [0, 32])
+def test_a_source_that_is_empty_or_shorter_than_a_block_is_named(n):
+    with pytest.raises(ValueError, match=f"short has {n} tokens.*33"):
+        Mixture({"short": np.zeros(n, dtype=np.uint16)}, 32, 0)

@@ -42,7 +42,6 @@ GOOD = "study/runs/smoke/seed3000/base.pt"
     ("train.py --vocab_size 10", "vocab_size is 10.*from 257"),
     ("train.py --accumulate 9", "8 rows cannot be cut into 9 equal parts"),
     # languages and curricula
-    ("train.py --target_order SVX", "word order 'SVX'"),
     ("train.py --cognates 0.9", "cognates is 0.9.*0.8"),
     ("train.py --base_curriculum english", "curriculum 'english'"),
     ("train.py --base_curriculum english=constant(2)", "must sum to 1"),
@@ -52,11 +51,11 @@ GOOD = "study/runs/smoke/seed3000/base.pt"
     ("train.py --init none.pt", "none.pt"), ("train.py --init hostile.pt", "hostile.pt"),
     ("train.py --init folder.pt", "folder.pt"), ("train.py --init other.pt", "not a nanoCPT checkpoint"),
     (f"train.py --init {GOOD} --seeds 2", "--init gives the one base of one run"),
-    (f"train.py --init {GOOD} --cognates 0.1", "cognates is 0.1, but the base .* has 0.5: leave --cogn"),
+    (f"train.py --init {GOOD} --cognates 0.1", "cognates is 0.1, but .* has 0.5: leave --cogn"),
     # the other files; test_real_text.py has those of real text
     ("bench.py", "give one model"), ("bench.py none.pt", "none.pt"), ("bench.py --shwo", "--shwo"),
     ("results/report.py none", "none"),
-    ("data.py --language x", "--language"), ("data.py prepare nowhere.txt --name x", "nowhere.txt"),
+    ("data.py shw", "choose from .*prepare"), ("data.py prepare nowhere.txt --name x", "nowhere.txt"),
     ("model.py none.pt --export out", "none.pt"), ("curriculum.py target=rest=rest", "target=rest=rest")])
 def test_a_mistake_gets_one_line_exit_code_2_and_writes_nothing(folder, call, command, words):
     script, *flags = command.split()

@@ -65,7 +65,7 @@ def test_an_interrupted_run_leaves_nothing_to_be_used_and_starts_again(tmp_path,
 
 def test_a_source_that_has_changed_or_is_shorter_than_a_block_is_refused(tmp_path):
     folder = small("x", [write(tmp_path / "a.txt")], tmp_path)
-    with pytest.raises(ValueError, match=r"bin has \d+ tokens; a block needs 5001"):
+    with pytest.raises(ValueError, match=r"bin has \d+ tokens, a row 5001"):
         load_manifest(folder, 5000)
     for file, content in (("train.bin", "x"), ("tokenizer.json", "{}"), ("manifest.json", '{"tokens": 1}')):
         (folder / file).write_text(content)

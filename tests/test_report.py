@@ -160,7 +160,6 @@ def test_the_title_of_a_figure_says_no_more_than_the_verdicts(held, words):
     claims = [dict(id=f"C{n}", verdict="reproduced" if f"C{n}" in held else "partly",
                    parts=kept if f"C{n}" in held and n > 4 else "") for n in range(1, 7)]
     assert report.headline(claims) == words
-    assert report.headline([dict(claim="LoRA hinders", verdict="partly")]) == "LoRA hinders: partly"
 
 
 def test_verdicts_of_one_run_say_so_and_smoke_settings_give_none_in_the_terminal(tmp_path, monkeypatch):
@@ -239,9 +238,10 @@ def test_the_command_draws_even_if_it_inherits_a_backend_that_does_not_exist(tmp
 
 
 @pytest.mark.parametrize("label, x, lines, kind", [
-    ("", {}, {}, "ends"), ("target perplexity", {}, {"a": ["target"], "b": ["far", "far+english"]}, "along"),
-    ("step", {}, {}, "curves"), ("dose", {"target": 0, "far": 5}, {"a": ["target", "far"]}, "ends"),
-    ("dose", {"target": 0, "far": 5, "far+english": 20}, {"a": ["target", "far"]}, "along")])
+    ("", {}, {}, "ends"), ("target perplexity", {}, {"a": ["target"], "b": ["far", "far+english"]}, "lines"),
+    ("step", {}, {}, "curves"), ("dose", {"target": 0, "far": 5}, {"a": ["target", "far", "not run"]}, "ends"),
+    ("dose", {"target": 0, "far": 5}, {"a": ["target", "far"]}, "lines"),
+    (report.LEARNED_THEN, {"target": 0, "far": 10}, {"a": ["target", "far"]}, "lines")])
 def test_every_study_gets_the_picture_that_it_asks_for(tmp_path, monkeypatch, label, x, lines, kind):
     called, draw = [], getattr(report, f"draw_{kind}")
     monkeypatch.setattr(report, f"draw_{kind}", lambda *args: called.append(draw(*args)))
@@ -255,7 +255,7 @@ def test_findings_are_claims_then_studies_and_one_that_stands_twice_or_lacks_a_f
     short, _, claims, main, pairs = report.findings(tmp_path).split("\n\n")
     assert "| C1 English in " in short and "Copain with - without English 65.0 points |" in short
     assert "**reproduced**" in claims and "main, 3 runs" in claims and "| C8 |" in claims
-    assert main.startswith("**main: Why?** 3 runs: base seeds 0, 1, 2, data order 0 to 2, benchmark 7; CPU")
+    assert main.startswith("**main: Why?** 3 runs: base seeds 0, 1, 2; CPU")
     assert "| target+english against target | 65.0 " in pairs and "| 100% " in pairs  # all of Copain's gap
     write_study(tmp_path / "again", rows_of(TWO))
     with pytest.raises(ValueError, match="holds the study main twice"):

@@ -55,7 +55,7 @@ def test_a_batch_that_cannot_be_cut_into_equal_parts_is_refused(smoke, tmp_path,
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "rank_and_world", lambda: (0, 4))
     train.plan(replace(smoke[0], accumulate=2))
-    with pytest.raises(ValueError, match="a batch of 8 rows cannot be cut into 16 equal parts"):
+    with pytest.raises(ValueError, match="8 rows cannot be cut into 16 equal parts"):
         train.plan(replace(smoke[0], accumulate=4))
 
 
