@@ -52,7 +52,7 @@ class Arm:
     """What one CPT run does differently from plain training. Its peak rate is Settings.lr * lr_scale."""
     curriculum: str           # what it trains on, see curriculum.py
     lr_scale: float = 1.0
-    schedule: str = ""        # how the rate falls, one of SCHEDULES
+    schedule: str = ""        # how the rate falls, one of SCHEDULES; it overrides flags, as a base does
     ema_alpha: float = 0.0    # 0: no EMA
     ema_every: int = 1        # steps between two updates of the EMA
     shadow: bool = False      # the EMA is evaluated and never trained on
@@ -188,9 +188,9 @@ PRESETS = {
     # for GPT-2's 124M on real text: the paper's schedule, and parts of 8 rows, which take 10 GB of memory
     "text": dict(steps=2000, batch_size=64, accumulate=8, lr=2e-4, warmup=0.1, lr_until=1.0, lr_floor=0.033,
                  validation_blocks=32, processes=1, checkpoint_every=500),
-    # real Basque on two cores (tests/basque.py makes the text), from a base with the toy patterns' ICL
+    # real Basque, see tests/basque.py; the base sees toy patterns, as so little real text teaches it no ICL
     "basque": dict(study="basque", source=("eu=data/help-eu", "en=data/help-en", "patterns=english-patterns"),
-                   n_layer=4, n_head=6, n_embd=192, block_size=128, base_steps=3000, steps=1200, lr=1e-3,
+                   n_layer=4, n_head=6, n_embd=192, block_size=128, base_steps=3000, steps=1200, lr=2e-3,
                    warmup=0.1, lr_until=1.0, lr_floor=0.033, gate=0,
                    base_curriculum="english=rest patterns=constant(0.4) target=constant(0.003)"),
     "smoke": dict(documents=1500, n_layer=2, n_head=2, n_embd=32, base_steps=40, base_batch_size=8,
@@ -215,7 +215,7 @@ def lr_factor(step, job):
 
 
 class Muon(torch.optim.Optimizer):
-    """SGD with momentum whose steps are made orthogonal (Jordan 2024). torch.optim's is in bfloat16 alone."""
+    """SGD with momentum and orthogonal steps; numbers of Jordan (2024). torch's is in bfloat16 alone."""
 
     @torch.no_grad()
     def step(self):
@@ -271,7 +271,7 @@ def pull_back(model, base, share):
 def train(job, line=0):
     """Trains a job to its end, from its checkpoint if it has one, and returns the rows of its log. line: of
     the terminal, for its progress. Under torchrun each process takes its share of every batch."""
-    s, arm, (rank, world) = job.settings, job.arm, rank_and_world()
+    s, arm, (rank, n_ranks) = job.settings, job.arm, rank_and_world()
     tok, curriculum = load_tokenizer(job.data), Curriculum(arm.curriculum)
     mixture = Mixture(open_data(job, "train", curriculum.shapes, tok), s.block_size, job.data_seed)
     benchmark = bench.Benchmark(s.world(), tok, *s.benchmark_arguments())
@@ -282,7 +282,7 @@ def train(job, line=0):
         parts["ema"] = EMA(model, arm.ema_alpha, arm.ema_every, arm.shadow)
     first, rows, losses, tokens = resume(job, parts, mixture.sources, tok)
     forward = torch.compile(model, mode=s.compile) if s.compile else model
-    if world > 1:
+    if n_ranks > 1:
         forward = DistributedDataParallel(forward)
     autocast = torch.autocast(s.device, torch.bfloat16, enabled=s.dtype == "bfloat16")
     bar = progress_bar(job, first, line)
@@ -306,7 +306,7 @@ def train(job, line=0):
 
         # gradients: a batch is a function of the step alone, so a restart sees the same ones
         x, y, sources = mixture.batch(step, job.batch_size, curriculum.weights(step, job.steps))
-        xy = torch.from_numpy(np.stack((x, y))[:, rank::world])                          # (2, B / world, T)
+        xy = torch.from_numpy(np.stack((x, y))[:, rank::n_ranks])                        # (2, B / n_ranks, T)
         if s.device == "cuda":
             xy = xy.pin_memory().to("cuda", non_blocking=True)
         loss = torch.zeros((), device=s.device)
@@ -345,10 +345,10 @@ def rank_and_world():
 
 def look_at(job, step, losses):
     """Training losses and gradient norms (n, 2), all finite; under torchrun, means over the processes."""
-    seen, (_, world) = torch.stack(losses), rank_and_world()
-    if world > 1:
+    seen, (_, n_ranks) = torch.stack(losses), rank_and_world()
+    if n_ranks > 1:
         dist.all_reduce(seen)
-        seen /= world
+        seen /= n_ranks
     rates = "--lr" if job.start else "--muon_lr and --base_lr"
     require(seen.isfinite().all(), f"the loss or its gradient is no longer finite at step {step}. Lower "
                                    f"{rates} under another --name; what {job.path} holds was saved before")
@@ -442,7 +442,7 @@ class Job:
         return ""
 
     def evaluate_at(self):
-        """An arm: steps 0, 1, 2, 5, 10, 20, 50 ..., a tenth of the run, where curricula end, and the last."""
+        """An arm: steps 0, 1, 2, 5, 10 ..., the last, a tenth of the run (there the paper's English ends)."""
         if not self.start:
             return {self.steps // 2, self.steps}
         dense = {digit * 10 ** k for digit in (1, 2, 5) for k in range(12)}
@@ -481,6 +481,7 @@ def make_model(job, tok):
         add_lora(model, job.arm.lora_rank)
     for name, p in model.named_parameters():
         p.requires_grad_(bool(re.search(job.arm.trained, name)))
+    require(any(p.requires_grad for p in model.parameters()), f"{job.arm.trained!r} names nothing to train")
     return model.to(s.device), base
 
 
@@ -574,8 +575,9 @@ def check_same(job, ckpt):
 
 
 def contents(s):
-    """{what: hash} of the files outside the run's folder: another path to the same files changes nothing."""
-    paths = {"init": s.init} | {f"task {i}": path for i, path in enumerate(s.task, 1)}
+    """{what: hash} of files that a row depends on; another path to the same file changes nothing."""
+    paths = {name: Path(__file__).with_name(name) for name in ("data.py", "bench.py", "model.py")}
+    paths |= {"init": s.init} | {f"task {i}": path for i, path in enumerate(s.task, 1)}
     paths |= {f"source {name}": path for name, path in s.prepared().items()}
     return {what: content_hash(path) for what, path in paths.items() if path}
 
@@ -631,7 +633,7 @@ def run_jobs(jobs, processes, gpus):
                 waiting.remove(job)
                 line = free.pop(0)
                 beside = sum(bool(other.needs) == bool(job.needs) for other in jobs)
-                share = max(1, threads // min(processes, beside))                # the same at every rerun
+                share = max(1, threads // min(processes, beside))  # by the plan: a rerun gives the same bits
                 handler = signal.signal(signal.SIGINT, signal.SIG_IGN)           # a new process inherits this
                 pool = ProcessPoolExecutor(1, context, start_worker, (terminal,))
                 running[pool.submit(run_job, job, line, line % gpus, share)] = job, line
@@ -683,7 +685,7 @@ def arm_names(s):
         names = [name.strip() for name in s.only.split(",")]
     for name in names:
         check_name("an arm of --only", name, ARMS)
-        good = re.fullmatch(r"\w[\w.+-]*", name) and name != "base"
+        good = re.fullmatch(r"\w[\w.+-]*", name) and name != "base"  # it names files
         require(good, f"an arm is called {name!r}: use letters, digits, _.+- and not the word base")
     return names
 
@@ -697,9 +699,11 @@ def reported_jobs(s):
 
 def check_files(s):
     """Says what to know of the files that the user gave. Raises ValueError if they cannot be used."""
-    folders, tok = s.prepared(), shared_tokenizer(s)
+    folders = s.prepared()
     shares = {name: load_manifest(folder, s.block_size)["val"] for name, folder in folders.items()}
     require(len(set(shares.values())) < 2, f"the sources hold out {shares}: prepare all with one --val")
+    if tok := shared_tokenizer(s):
+        bench.Benchmark(s.world(), tok, *s.benchmark_arguments())  # refuses a block_size that is too small
     for name, items in bench.read_tasks(s.task, n_shots=s.shots).items():
         if tok:
             items, lost = bench.fit(tok, items, s.block_size)
@@ -753,7 +757,7 @@ def finish(s, jobs, failed):
         print(f"left out: {why}")
     if failed:
         text = "; ".join(f"{title}: {why}" for title, why in failed.items())
-        raise ChildProcessError(f"{text} -- the same command runs what is missing")
+        raise ChildProcessError(f"{text} -- once that is mended, the same command runs what is missing")
     require(not bases or len(left_out) < len(bases), "; ".join(left_out))
 
 
@@ -772,8 +776,7 @@ def study(s):
         except BlockingIOError:
             raise ValueError(f"{run} is in use by another process: wait, or choose another --name") from None
         names = ", ".join(dict.fromkeys(job.name for job in jobs))
-        here = provenance(s.device)["machine"]
-        print(f"study {s.study}, {s.seeds} x {names}, in {run}\n{s.dtype}, {here}\n"
+        print(f"{s.study}: {s.seeds} x {names}, in {run}\n{s.dtype}, {provenance(s.device)['machine']}\n"
               f"an arm: {s.steps:,} steps of {s.batch_size} rows of {s.block_size}, so "
               f"{s.batch_size * s.block_size:,} tokens a step; peak learning rate {s.lr:g}", flush=True)
         write_log(s)  # for the report of a run in progress

@@ -56,7 +56,8 @@ class Log:
         values = self(arm, key, step)
         if key.startswith(("ppl", "label_ppl")):
             return Estimate.geometric(values, least=1)
-        return Estimate.of(values) if key.startswith(("shift", "gain")) else Estimate.of(values, 0, 100)
+        is_percent = not key.startswith(("shift", "gain")) and values.max() <= 100
+        return Estimate.of(values, 0, 100) if is_percent else Estimate.of(values)
 
     def difference(self, key, a="target+english", b="target"):
         """The Estimate of arm a - arm b at the end, paired by run; that of ratio() is of a / b."""
@@ -105,10 +106,9 @@ def read_study(folder):
         for key in ("machine", "commit"):
             info.setdefault(f"{key}s", list(dict.fromkeys(row[key] for row in rows if key in row)))
         rules = [key for row in rows[:1] for key in row["copain_tasks"] if "_zero-shot" not in key]
-        last = max(arm.get("steps", 0) for arm in info["arms"].values()) or info["settings"]["steps"]
         rows = [row | row.get("copain_tasks", {}) for row in rows]
         chances = [x for row in rows[:1] for key, x in row.items() if key.endswith(" chance")]  # of --task
-        log = Log(rows, float(np.mean(chances or 50)), last, rules or COPAIN_TASKS)
+        log = Log(rows, float(np.mean(chances or 50)), info["settings"]["steps"], rules or COPAIN_TASKS)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise ValueError(f"{folder} holds no study that can be read ({type(e).__name__}: {e}): rerun it, "
                          "which writes metrics.jsonl and settings.json, or give another folder") from None

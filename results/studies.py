@@ -129,7 +129,7 @@ for name, end in {"rate low from 40%": "-at-40", "rate low at the end (paper)": 
     WINDOWS[name] = [f"{arm}{end}" for arm in ("target", "curriculum", "target+english")]
     UNTIL |= dict(zip(WINDOWS[name], (0, 10, 100)))
 PLACES = [*UNTIL, "middle", "last", "spread"]
-AVERAGES = "target target+english ema low-lr ema-0.8 target-lr-0.2 ema-every-10 shadow-ema flipped-ema".split()
+AVERAGES = "target target+english ema low-lr ema-0.8 target-lr-0.2 ema-every-10 shadow-ema flipped-ema"
 BASQUE = "target english+patterns early-both ema target+english patterns target-lr-0.2".split()
 LIMITS = ("target target+english lora-1 lora-4 lora-16 lora-64 lora-16+wte l2-1 l2-10 frozen-attention "
           "frozen-blocks").split()
@@ -170,8 +170,8 @@ STUDIES |= {
                        ("spread", "curriculum")],
         figure="% learned when English ends", x=UNTIL, lines=WINDOWS),
     "averaging": Study(
-        "Does an EMA of the weights do anything that a smaller learning rate does not?", AVERAGES,
-        pairs=[*against("target", AVERAGES), ("ema", "low-lr"), ("ema-0.8", "target-lr-0.2"),
+        "Does an EMA of the weights do anything that a smaller learning rate does not?", AVERAGES.split(),
+        pairs=[*against("target", AVERAGES.split()), ("ema", "low-lr"), ("ema-0.8", "target-lr-0.2"),
                ("ema-every-10", "low-lr")]),
     "constraints": Study(
         "Do weights that may not move far keep the ability, and what does it cost?", LIMITS,
@@ -181,9 +181,10 @@ STUDIES |= {
         [seen + english for seen in [*SEEN, "low-seen-20"] for english in ("", "+english")],
         pairs=[(f"{seen}+english", seen) for seen in [*SEEN, "low-seen-20"]]),
     "basque": Study(
-        "Does it happen with real Basque and English, and is it English or its patterns that protects?",
+        "Does it happen with real Basque and English text (--preset basque), and what in English protects?",
         BASQUE, pairs=[*against("target", BASQUE), ("english+patterns", "target+english")],
-        judge=[in_place(*BASQUE[:4]), in_place("target", "target+english"), in_place("target", "patterns")]),
+        judge=[in_place("target", "english+patterns", "early-both", "ema"),  # as in main: text and patterns
+               in_place("target", "target+english"), in_place("target", "patterns")]),  # one of the two alone
     "scale": Study(
         "Do the findings hold for smaller and larger models?",
         [size + name for size in SIZES for name in MAIN],
