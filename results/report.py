@@ -479,7 +479,7 @@ def rules_table(log, arms):
 
 
 # ----------------------------------------------------------------------------------------------------- report
-SMOKE = "Smoke settings: every stage ran, the numbers mean nothing"
+SMOKE = "Smoke settings: every stage ran, the numbers mean nothing; next: python train.py"
 UNFINISHED = "Unfinished: these arms have not ended, and means and verdicts are of finished runs alone"
 
 
@@ -573,8 +573,6 @@ def report(folder):
     if found and not smoke:
         parts.append("\n".join(found))
     parts.append(f"report: {folder / 'report.md'}\nfigure: {figure}")
-    if smoke:
-        parts.append("Now the real thing: python train.py")
     return "\n\n".join(parts)
 
 
@@ -585,6 +583,7 @@ def findings(results):
     for path in sorted(Path(results).glob("*/metrics.jsonl")):
         log, info = read_study(path.parent)
         require(log.seeds, f"{path.parent}: no run has finished all arms: rerun the study to go on")
+        require(info["settings"]["preset"] != "smoke", f"{path.parent}: {SMOKE}")
         require(info["study"] not in logs, f"{results} holds the study {info['study']} twice: move one away")
         logs[info["study"]] = log
         parts += [f"**{info['study']}: {info['question']}** {provenance(log, info)} "

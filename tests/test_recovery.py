@@ -149,3 +149,18 @@ def test_a_command_that_was_refused_before_its_first_checkpoint_does_not_burn_it
     assert code in (1, 2) and "a prompt has" in err
     code, _, err = call(tmp_path, "train.py", *SMOKE, *flags, "--block_size", "64")
     assert code == 0, err
+
+
+def test_rows_of_changed_code_never_join_those_of_the_old_code_under_one_name(fresh, monkeypatch):
+    job = fresh("target", steps=1)
+    train.train(job)
+    hashed = train.content_hash
+    monkeypatch.setattr(train, "content_hash", lambda path: "new" if path.name == "bench.py" else hashed(path))
+    with pytest.raises(ValueError, match="other settings: bench.py '.*' there, 'new' here: choose another --name"):
+        train.check_same(job, load_checkpoint(job.path))
+
+
+def test_an_arm_that_would_train_nothing_is_refused(fresh):
+    job = fresh("target")
+    with pytest.raises(ValueError, match="'loar_' names nothing to train"):
+        train.train(dataclasses.replace(job, arm=dataclasses.replace(job.arm, trained="loar_")))
