@@ -154,9 +154,9 @@ def test_a_command_that_was_refused_before_its_first_checkpoint_does_not_burn_it
 def test_rows_of_changed_code_never_join_those_of_the_old_code_under_one_name(fresh, monkeypatch):
     job = fresh("target", steps=1)
     train.train(job)
-    hashed = train.content_hash
-    monkeypatch.setattr(train, "content_hash", lambda path: "new" if path.name == "bench.py" else hashed(path))
-    with pytest.raises(ValueError, match="other settings: bench.py '.*' there, 'new' here: choose another --name"):
+    old = train.content_hash
+    monkeypatch.setattr(train, "content_hash", lambda path: "new" if path.name == "bench.py" else old(path))
+    with pytest.raises(ValueError, match="bench.py '.*' there, 'new' here: choose another --name"):
         train.check_same(job, load_checkpoint(job.path))
 
 
