@@ -702,15 +702,16 @@ def check_files(s):
     folders = s.prepared()
     shares = {name: load_manifest(folder, s.block_size)["val"] for name, folder in folders.items()}
     require(len(set(shares.values())) < 2, f"the sources hold out {shares}: prepare all with one --val")
-    if tok := shared_tokenizer(s):
-        bench.Benchmark(s.world(), tok, *s.benchmark_arguments())  # refuses a block_size that is too small
-    for name, items in bench.read_tasks(s.task, n_shots=s.shots).items():
-        if tok:
-            items, lost = bench.fit(tok, items, s.block_size)
-            held = {source: bench.occurrences(items, tok, np.memmap(folder / "train.bin", tok.dtype, "r"))
-                    for source, folder in folders.items()}
-            print(f"{name}: of {len(items)} prompts, {lost['lost_shots']} lose shots, {lost['cut']} a part "
-                  f"of the question; questions that the sources hold: {held}")
+    if not (tok := shared_tokenizer(s)):
+        require(not s.task, "--task is for real text: give sources, too, --source NAME=FOLDER")
+        return
+    benchmark = bench.Benchmark(s.world(), tok, *s.benchmark_arguments())  # refuses a small block_size
+    for name, lost in benchmark.lost.items():
+        items = benchmark.label["target"][name]
+        held = {source: bench.occurrences(items, tok, np.memmap(folder / "train.bin", tok.dtype, "r"))
+                for source, folder in folders.items()}
+        print(f"{name}: of {len(items)} prompts, {lost['lost_shots']} lose shots, {lost['cut']} a part "
+              f"of the question; questions that the sources hold: {held}")
 
 
 def plan(s):
@@ -723,6 +724,7 @@ def plan(s):
             jobs[one.path] = one
     for job in jobs.values():
         job.settings.check()
+        EMA(torch.nn.Identity(), job.arm.ema_alpha, job.arm.ema_every)  # refuses what is out of range
         curriculum, parts = Curriculum(job.arm.curriculum), rank_and_world()[1] * s.accumulate
         for name in curriculum.shapes:
             check_name(f"a source in the curriculum of {job.name!r}", name, s.corpora())
@@ -800,10 +802,8 @@ def parse_flags(argv):
         check_name("the argument", text.split("=")[0], names)
     given = vars(given)
     has_gpu = torch.cuda.is_available() and given.get("device") != "cpu"
-    preset = "gpu" if has_gpu else "laptop"
-    if given.get("source") and given.get("init"):
-        preset = "text"
-    preset = given.get("preset", preset)
+    default = "text" if given.get("source") and given.get("init") else "gpu" if has_gpu else "laptop"
+    preset = given.get("preset", default)
     check_name("--preset", preset, PRESETS)
     of_text = {"gate": 0} if given.get("source") else {}
     s = Settings(**{"name": preset} | PRESETS[preset] | of_text | given | {"preset": preset})
@@ -842,8 +842,8 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     torchrun = "TORCHELASTIC_RUN_ID" in os.environ  # it started this process
     try:
-        good = os.name == "posix" and sys.version_info >= (3, 10)
-        require(good, "nanoCPT needs Python 3.10 or newer, on Linux, on macOS or, on Windows, in WSL")
+        require(os.name == "posix" and sys.version_info >= (3, 10),
+                "nanoCPT needs Python 3.10 or newer, on Linux, on macOS or, on Windows, in WSL")
         import results.studies  # noqa: F401  here, because it imports this file, whose tables it fills
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
         s = parse_flags(argv)

@@ -41,6 +41,7 @@ GOOD = "study/runs/smoke/seed3000/base.pt"
     ("train.py --n_head 3", "n_head=3.*multiple of n_head"), ("train.py --seeds -1", "seeds is -1"),
     ("train.py --vocab_size 10", "vocab_size is 10.*from 257"),
     ("train.py --accumulate 9", "8 rows cannot be cut into 9 equal parts"),
+    ("train.py --task rows.jsonl", "--task is for real text"),
     # languages and curricula
     ("train.py --cognates 0.9", "cognates is 0.9.*0.8"),
     ("train.py --base_curriculum english", "curriculum 'english'"),
