@@ -269,8 +269,8 @@ def pull_back(model, base, share):
 
 # ------------------------------------------------ the one loop
 def train(job, line=0):
-    """Trains a job to its end, from its checkpoint if it has one, and returns the rows of its log. line: of
-    the terminal, for its progress. Under torchrun each process takes its share of every batch."""
+    """Trains a job to its end, from its checkpoint if it has one, and returns the rows of its log. line: that
+    of the terminal where progress is shown. Under torchrun each process takes its share of every batch."""
     s, arm, (rank, n_ranks) = job.settings, job.arm, rank_and_world()
     tok, curriculum = load_tokenizer(job.data), Curriculum(arm.curriculum)
     mixture = Mixture(open_data(job, "train", curriculum.shapes, tok), s.block_size, job.data_seed)
@@ -287,18 +287,18 @@ def train(job, line=0):
     autocast = torch.autocast(s.device, torch.bfloat16, enabled=s.dtype == "bfloat16")
     bar = progress_bar(job, first, line)
 
-    for step in range(first, job.steps + 1):
-        lr = lr_factor(step, job)                              # as a share of every peak rate
+    for step in range(first, job.steps + 1):                   # the last pass only measures and saves
+        factor = lr_factor(step, job)                          # the learning rate, as a share of its peak
 
         # measure and save
         measure_now = step in job.evaluate_at() and not (rows and rows[-1]["step"] == step)
         if measure_now:
-            row = {"lr": job.lr * lr} | {f"tokens_{name}": n for name, n in tokens.items()}
+            row = {"lr": job.lr * factor} | {f"tokens_{name}": n for name, n in tokens.items()}
             rows.append(row | measure(job, step, losses, model, parts.get("ema"), benchmark, base))
             losses = []
         if step == job.steps or (step > first and step % s.checkpoint_every == 0):
             save(job, tok, step, rows, losses, tokens, parts)
-        if rank == 0 and (measure_now or step == job.steps):   # the last row after the last checkpoint
+        if rank == 0 and (measure_now or step == job.steps):   # at the end: a job with its last row is saved
             write_json_lines(job.log, rows)
         if step == job.steps:
             bar.close()
@@ -311,7 +311,7 @@ def train(job, line=0):
             xy = xy.pin_memory().to("cuda", non_blocking=True)
         loss = torch.zeros((), device=s.device)
         for i, (xs, ys) in enumerate(xy.chunk(s.accumulate, dim=1), 1):
-            forward.require_backward_grad_sync = i == s.accumulate    # DDP exchanges gradients once a step
+            forward.require_backward_grad_sync = i == s.accumulate    # DDP: exchange gradients once a step
             with autocast:
                 part = forward(xs, ys)[1] / s.accumulate
             part.backward()
@@ -321,11 +321,11 @@ def train(job, line=0):
         # the step, then what else acts on the weights
         for optimizer in optimizers.values():
             for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * lr
+                group["lr"] = group["peak_lr"] * factor
             optimizer.step()
             optimizer.zero_grad()
         if arm.l2:
-            pull_back(model, base, share=arm.l2 * job.lr * lr)
+            pull_back(model, base, share=arm.l2 * job.lr * factor)
         if arm.ema_alpha:
             parts["ema"].update(step + 1)
 
@@ -334,7 +334,7 @@ def train(job, line=0):
         for name in sources:
             tokens[name] += s.block_size
         bar.update()
-        if step % 10 == 0:                                     # not always: to look is to wait for a GPU
+        if step % 10 == 0:                                     # not always: to read a loss waits for the GPU
             bar.set_postfix_str(f"loss {look_at(job, step, losses[-1:])[0, 0]:.2f}", refresh=False)
 
 
@@ -416,10 +416,9 @@ class Job:
     @property
     def data(self):
         """The folder of its tokenizer and corpora; all that they depend on is hashed into its name."""
-        s, code = self.settings, Path(__file__).with_name("data.py").read_text()
-        depends_on = (f"{code} {s.world()} {s.documents} {s.tokenizer} {s.vocab_size} "
-                      f"{s.validation_blocks} {contents(s)}")
-        return self.folder / f"data-{zlib.crc32(depends_on.encode()):08x}"
+        s = self.settings
+        text = f"{s.world()} {s.documents} {s.tokenizer} {s.vocab_size} {s.validation_blocks} {contents(s)}"
+        return self.folder / f"data-{zlib.crc32(text.encode()):08x}"
 
     def rows(self):
         """What it has measured: a dict per evaluation."""

@@ -691,14 +691,15 @@ def draw_figure(log, info, folder, title):
         xs, keys = {arm: log.estimate(arm, "ppl_target").mean for arm in log.arms}, keys[1:]
     elif label == LEARNED_THEN:
         xs, keys = {arm: learned(log, arm, share) for arm, share in xs.items() if arm in log.arms}, keys[1:]
+    lines = []
+    for i, (name, arms) in enumerate(info["lines"].items()):
+        points = [(arm, log.last) for arm in arms if arm in log.arms]
+        if points:
+            lines.append((name, *style(name, i), [xs[arm] for arm, _ in points], points, log))
     if label == "step" or log.running:
         draw_curves(log, path, title, FIRST)
         draw_curves(log, folder / "curves.png", info["question"], [key for key in PANELS if key not in FIRST])
-    elif info["lines"] and set(sum(info["lines"].values(), [])) <= set(log.arms):
-        lines = []
-        for i, (name, arms) in enumerate(info["lines"].items()):
-            points = [(arm, log.last) for arm in arms]
-            lines.append((name, *style(name, i), [xs[arm] for arm in arms], points, log))
+    elif lines:
         draw_lines(log, path, title, keys, lines, label)
     else:
         draw_ends(log, path, title)

@@ -56,4 +56,5 @@ def test_impossible_settings_are_refused(tiny, alpha, every):
 def test_the_demonstration_prints_ten_steps_and_the_closed_form_of_the_in_loop_average(tmp_path, call):
     rows = [[float(x) for x in line.split()] for line in call(tmp_path, "ema.py")[1].splitlines()[2:]]
     assert [row[0] for row in rows] == list(range(1, 11))
+    assert [row[2] for row in rows] == [row[3] for row in rows]  # a smaller rate is the same
     assert [row[2] for row in rows] == pytest.approx([1 - 0.92 ** step for step in range(1, 11)], abs=6e-4)
