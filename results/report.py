@@ -357,7 +357,7 @@ def headline(claims):
     text = f"Without English{same} in-context learning collapses"
     kept = {v["id"] for v in claims if "language learned: yes, ICL kept: yes" in v["parts"]}
     remedies = [name for claim, name in (("C5", "a curriculum"), ("C6", "an EMA")) if claim in kept]
-    return f"{text}; {' or '.join(remedies)} prevents it" if remedies else text
+    return f"{text}; {' or '.join(remedies)} keeps most of it" if remedies else text
 
 
 def variants(log, info):
