@@ -175,14 +175,14 @@ def grade(all_of, any_of):
     return "partly" if any(any_of) else "not reproduced"
 
 
-def at_perplexity(log, arm, key, levels):
-    """A metric of each run where its target perplexity first falls to its level. levels: one per run."""
+def at_level(log, arm, key, levels, of="ppl_target"):
+    """A metric of each run where `of` first gets to its level: a perplexity that falls to it, or tokens that
+    rise to it. levels: one per run."""
+    scale = np.log if of.startswith("ppl") else np.negative
     values = np.array([log(arm, key, step) for step in log.steps])                  # (steps, runs)
-    ppl = np.log([log(arm, "ppl_target", step) for step in log.steps])
-    lowest, found = np.minimum.accumulate(ppl), []                                  # it never rises
-    for run, level in enumerate(levels):  # np.interp wants rising x: from the last step to the first
-        found.append(np.interp(math.log(level), lowest[::-1, run], values[::-1, run]))
-    return np.array(found)
+    falling = np.minimum.accumulate(scale([log(arm, of, step) for step in log.steps]))
+    return np.array([np.interp(scale(level), falling[::-1, run], values[::-1, run])  # which wants rising x
+                     for run, level in enumerate(levels)])
 
 
 def judge_c1(log):
@@ -207,7 +207,7 @@ def judge_c2(log):
     gaps = {name: log.difference(key) for key, name in ABILITY.items()}
     conditions = [worst.high < 100 * COLLAPSE, *(gap.is_gap() for gap in gaps.values())]
     half_way = np.sqrt(log("target", "ppl_target", 0) * log("target", "ppl_target"))
-    half = at_perplexity(log, "target", "copain", half_way) / log("target", "copain", 0)
+    half = at_level(log, "target", "copain", half_way) / log("target", "copain", 0)
     points = "; ".join(f"{name} with - without English {gap.text()} points" for name, gap in gaps.items())
     return grade(conditions, conditions), (
         f"{points}; without English, Copain in % of the base's is {worst.text(0)} at its lowest early on, "
@@ -229,7 +229,7 @@ def judge_c4(log):
     first, final = (Estimate.of(log("target", "shift_l2", step) / log("target+english", "shift_l2", step))
                     for step in (early, log.last))
     slower = np.maximum(*(log(arm, "ppl_target", log.last) for arm in T_TE))  # what both arms reach
-    equal = np.divide(*(at_perplexity(log, arm, "shift_l2", slower) for arm in T_TE))
+    equal = np.divide(*(at_level(log, arm, "shift_l2", slower) for arm in T_TE))
     further = first.low > 1 and final.low > 1
     return grade([further, min(first.mean, final.mean) >= SHIFT_RATIO], [further]), (
         f"L2 shift without / with English {final.text(2)}; at step {early} {first.text(2)}; at equal "
@@ -440,7 +440,7 @@ def ends_table(log, arms, headings, most=99, spread=False):
 
 
 def pairs_table(log, pairs):
-    """Arm against arm at the end. Against a variant of `target`, also the share of English's gain."""
+    """Arm a against arm b at the end, or where b has seen as many target tokens; shares of English's gain."""
     points, ratios, shares = ([key for key in keys if log.has(key)] for keys in (POINTS, RATIOS, SHARES))
     rows = []
     for a, b in pairs:
@@ -449,14 +449,18 @@ def pairs_table(log, pairs):
         gains = {key: log.difference(key, a, b) for key in points}
         rows.append([f"{a} against {b}", *(gain.text() for gain in gains.values()),
                      *(log.ratio(key, a, b).text(3) for key in ratios)])
+        if log.has("tokens_target"):
+            equal = at_level(log, b, "ppl_target", log(a, "tokens_target"), of="tokens_target")
+            rows[-1].append(Estimate.geometric(log(a, "ppl_target") / equal).text(3))
         english = b.replace("target", "target+english")
         for key in shares:
             share = ""
             if english != b and english in log.arms and log.difference(key, english, b).is_gap():
                 share = f"{gains[key].mean / log.difference(key, english, b).mean:.0%}"
             rows[-1].append(share)
+    equal = ["target ppl, ratio at equal target tokens"] if log.has("tokens_target") else []
     return markdown(["arms", *(POINTS[key] for key in points), *(f"{RATIOS[key]}, ratio" for key in ratios),
-                     *(SHARES[key] for key in shares)], rows)
+                     *equal, *(SHARES[key] for key in shares)], rows)
 
 
 def running_table(log):
@@ -728,7 +732,7 @@ def draw_lines(log, path, title, keys, lines, label, ticks=()):
             ax.axhline(log.chance[key.removesuffix("_restricted")], color="0.4", ls=":")
             ax.text(0.01, log.chance[key.removesuffix("_restricted")], CHANCE[key], fontsize=9, va="bottom",
                     transform=ax.get_yaxis_transform())
-    if len(panels) > 2:
+    if len(panels) > 2 and len(lines) > 1:
         fig.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=9)
     write_file(path, lambda file: fig.savefig(file, format="png"))
 
@@ -788,9 +792,5 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path, help="of a study, or the one that holds several studies")
     parser.add_argument("other", type=Path, nargs="?", default=None, help="a study to compare it with")
     flags = parser.parse_args()
-    if flags.other:
-        run_command(lambda: print(compare(flags.folder, flags.other)))
-    elif (flags.folder / "settings.json").exists():
-        run_command(lambda: print(report(flags.folder)))
-    else:
-        run_command(lambda: print(findings(flags.folder)))
+    one = report if (flags.folder / "settings.json").exists() else findings
+    run_command(lambda: print(compare(flags.folder, flags.other) if flags.other else one(flags.folder)))

@@ -136,11 +136,12 @@ def test_c8_wants_a_larger_gap_from_the_weaker_base(weak, strong, end, ppl, verd
     assert judged(rows_of(arms), "languages") == {"C8": verdict}
 
 
-def test_the_shift_at_equal_perplexity_lies_between_two_evaluations():
+def test_the_shift_at_equal_perplexity_or_equal_tokens_lies_between_two_evaluations():
     rows = rows_of({"a": {}}, seeds=1)
-    for row, ppl, shift in zip(rows, (100.0, 10.0, 1.0), (0.0, 2.0, 6.0)):
-        row.update(ppl_target=ppl, shift_l2=shift)
-    assert report.at_perplexity(Log(rows), "a", "shift_l2", [10 ** 0.5]) == pytest.approx([4.0])
+    for row, ppl, tokens, shift in zip(rows, (100.0, 10.0, 1.0), (0, 100, 200), (0.0, 2.0, 6.0)):
+        row.update(ppl_target=ppl, tokens_target=tokens, shift_l2=shift)
+    assert report.at_level(Log(rows), "a", "shift_l2", [10 ** 0.5]) == pytest.approx([4.0])
+    assert report.at_level(Log(rows), "a", "shift_l2", [150], of="tokens_target") == pytest.approx([4.0])
 
 
 def test_claims_are_judged_again_on_the_arms_that_a_study_names_and_at_the_best_rates():
