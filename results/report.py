@@ -442,25 +442,24 @@ def ends_table(log, arms, headings, most=99, spread=False):
 def pairs_table(log, pairs):
     """Arm a against arm b at the end, or where b has seen as many target tokens; shares of English's gain."""
     points, ratios, shares = ([key for key in keys if log.has(key)] for keys in (POINTS, RATIOS, SHARES))
-    rows = []
+    rows, equal_tokens = [], ["target ppl, ratio at equal target tokens"] if log.has("tokens_target") else []
     for a, b in pairs:
         if a not in log.arms or b not in log.arms:
             continue
         gains = {key: log.difference(key, a, b) for key in points}
         rows.append([f"{a} against {b}", *(gain.text() for gain in gains.values()),
                      *(log.ratio(key, a, b).text(3) for key in ratios)])
-        if log.has("tokens_target"):
-            equal = at_level(log, b, "ppl_target", log(a, "tokens_target"), of="tokens_target")
-            rows[-1].append(Estimate.geometric(log(a, "ppl_target") / equal).text(3))
+        if equal_tokens:
+            then = at_level(log, b, "ppl_target", log(a, "tokens_target"), of="tokens_target")
+            rows[-1].append(Estimate.geometric(log(a, "ppl_target") / then).text(3))
         english = b.replace("target", "target+english")
         for key in shares:
             share = ""
             if english != b and english in log.arms and log.difference(key, english, b).is_gap():
                 share = f"{gains[key].mean / log.difference(key, english, b).mean:.0%}"
             rows[-1].append(share)
-    equal = ["target ppl, ratio at equal target tokens"] if log.has("tokens_target") else []
     return markdown(["arms", *(POINTS[key] for key in points), *(f"{RATIOS[key]}, ratio" for key in ratios),
-                     *equal, *(SHARES[key] for key in shares)], rows)
+                     *equal_tokens, *(SHARES[key] for key in shares)], rows)
 
 
 def running_table(log):
