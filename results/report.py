@@ -146,8 +146,9 @@ class Estimate:
         return self.low > 0 and self.mean >= GAP
 
     def text(self, digits=1):
-        text = f"{self.mean:.{digits}f}"
-        return text if self.low == self.high else f"{text} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+        form = f".{digits}f" if self.high < 1e5 else ".2g"  # as 1.3e+08, a perplexity a word of real text
+        text = f"{self.mean:{form}}"
+        return text if self.low == self.high else f"{text} [{self.low:{form}}, {self.high:{form}}]"
 
 
 # --------------------------------------------------------------------------------------------------- verdicts
