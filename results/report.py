@@ -96,7 +96,7 @@ def read_study(folder):
     """(Log, settings.json as a dict) of a folder. ValueError if they are damaged, or no arm has a row."""
     try:
         info = json.loads((folder / "settings.json").read_text())
-        needed = "study question pairs judge judge_best figure x lines left_out arms settings"
+        needed = "study question pairs judge judge_best figure x lines left_out arms bases settings"
         lacks = [key for key in needed.split() if key not in info]
         require(not lacks, f"settings.json lacks {', '.join(lacks)}")
         logs = [folder.parent / name for name in info.get("logs", [])]  # newer, as long as they are there
@@ -384,9 +384,8 @@ HEADINGS = {  # of a report's first table; a terminal shows the first seven metr
     "ppl_byte_target": "target ppl a byte", "shift_relative": "relative shift",
     "shift_embeddings": "L2, embeddings", "shift_blocks": "L2, blocks",
     "shift_target_tokens": "L2, target's tokens", "shift_english_tokens": "L2, English-only tokens",
-    "ppl_english": "English ppl",
-    "cloze_english": "cloze, English %", "copain_not_in_list": "not in list %",
-    "copain_wrong_element": "wrong element %"}
+    "ppl_english": "English ppl", "cloze_english": "cloze, English %",
+    "copain_not_in_list": "not in list %", "copain_wrong_element": "wrong element %"}
 CONTROLS = {
     "copain": "Copain %", "copain_restricted": "restricted to the list %", "copain_zero-shot": "zero-shot %",
     "copain_shuffled": "shuffled answers %", "five": "five rules %", "five_zero-shot": "five, zero-shot %",
@@ -647,10 +646,11 @@ MORE_COLOURS = ["#332288", "#999933", "#882255", "#888888", "#E69F00", "#56B4E9"
 
 
 def style(name, i=0):
-    """(colour, marker) of an arm, or of a line of arms: those of the arm of main that its name holds."""
+    """(colour, marker) of an arm, or of a line of arms. If its name holds that of an arm of main, it has its
+    colour, and a cross; lines with crosses are dashed."""
     main = next((arm for arm in reversed(ARM_STYLE) if arm in name), "")
     colour, marker = ARM_STYLE.get(main, (MORE_COLOURS[i % len(MORE_COLOURS)], "v"))
-    return colour, marker if name == main else "x"
+    return colour, "x" if main and name != main else marker
 
 
 def set_ticks(axis):
@@ -695,6 +695,8 @@ def draw_figure(log, info, folder, title):
         xs, keys = {arm: log.estimate(arm, "ppl_target").mean for arm in log.arms}, keys[1:]
     elif label == LEARNED_THEN:
         xs, keys = {arm: learned(log, arm, share) for arm, share in xs.items() if arm in log.arms}, keys[1:]
+    elif len({info["bases"][arm["base"]].get("tokenizer") for arm in info["arms"].values()}) > 1:
+        keys[0] = "ppl_word_target"  # perplexities a token cannot be compared
     lines = []
     for i, (name, arms) in enumerate(info["lines"].items()):
         points = [(arm, log.last) for arm in arms if arm in log.arms]
@@ -719,10 +721,10 @@ def draw_lines(log, path, title, keys, lines, label, ticks=()):
             found = [source.estimate(arm, key, step) for arm, step in points]
             means, bars = [e.mean for e in found], [(e.mean - e.low, e.high - e.mean) for e in found]
             ax.errorbar(xs, means, np.transpose(bars), color=colour, marker=marker, ms=4, lw=2,
-                        elinewidth=0.8, label=name)
+                        ls="--" if marker == "x" else "-", elinewidth=0.8, label=name)
             ends.append((means[-1], name, colour))
         ax.set(xlabel=label, yscale="log" if "ppl" in key else "linear")
-        ax.set_title(PANELS[key], loc="left", fontsize=10)
+        ax.set_title((HEADINGS | PANELS)[key], loc="left", fontsize=10)
         if ticks:
             ax.set_xticks(*zip(*ticks))
         set_ticks(ax.yaxis)

@@ -3,8 +3,7 @@
     python train.py --study placement --seeds 5     runs one; finished arms are not run again
     python -m results.studies                       lists them
 
-This file adds its lines to the tables ARMS, BASES and SCHEDULES of train.py. A study of your own is a line of
-STUDIES, an arm a line of ARMS. Results are drawn by results/report.py.
+It adds lines to ARMS, BASES, SCHEDULES and STUDIES of train.py. What comes out, results/report.py draws.
 """
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -63,8 +62,7 @@ MORE_ARMS = {
 taken = ARMS.keys() & MORE_ARMS.keys()
 require(not taken, f"{', '.join(taken)}: an arm of train.py and one of results/studies.py have this name")
 ARMS |= MORE_ARMS
-SCHEDULES |= {  # of the learning rate: what differs from Settings, where the rate has mostly fallen when the
-    # curriculum's English ends
+SCHEDULES |= {  # of the learning rate: what differs from main's, which is low from 15% of the steps on
     "at-40":    dict(warmup=0.01, lr_until=0.4, lr_floor=0.05),
     "paper":    dict(warmup=0.1, lr_until=1.0, lr_floor=0.033),
 }
@@ -158,7 +156,7 @@ STUDIES |= {
         judge=[in_place(*(base + name + rate for name in MAIN)) for base in BOTH for rate in RATES[:3]],
         figure="learning rate, as a share of main's",
         x={base + name + rate: x for base in BOTH for name in MAIN for rate, x in zip(RATES, (0.2, 0.5, 1))},
-        lines={base + name: [base + name + rate for rate in RATES[:3]] for base in BOTH for name in MAIN}),
+        lines={b + name: [b + name + rate for rate in RATES[:3]] for b in BOTH for name in MAIN[:2]}),
     "replay-content": Study(
         "Is it English, or the few-shot-like documents in it?", CONTENT, pairs=against("target", CONTENT)),
     "replay-dose": Study(

@@ -43,7 +43,8 @@ def write_study(folder, rows, preset="laptop", logs=(), **more):
     settings = dict(preset=preset, steps=100, device="cpu", dtype="float32") | more
     info = dict(study="main", question="Why?", pairs=[["target+english", "target"]], judge=[], x={}, lines={},
                 judge_best=False, figure="step", left_out=[], settings=settings, machines=["CPU, 2 cores"],
-                arms={row["arm"]: dict(lr_scale=1.0, base="") for row in rows}, commits=["abc"], logs=logs)
+                arms={row["arm"]: dict(lr_scale=1.0, base="") for row in rows}, bases={"": {}},
+                commits=["abc"], logs=logs)
     report.write_study(folder, rows, info)
     return folder
 
@@ -242,13 +243,17 @@ def test_the_command_draws_even_if_it_inherits_a_backend_that_does_not_exist(tmp
     ("", {}, {}, "ends"), ("target perplexity", {}, {"a": ["target"], "b": ["far", "far+english"]}, "lines"),
     ("step", {}, {}, "curves"), ("dose", {"target": 0}, {"a": ["not run"]}, "ends"),
     ("dose", {"target": 0, "far": 5}, {"a": ["target", "far", "not run"], "b": ["not run"]}, "lines"),
-    (report.LEARNED_THEN, {"target": 0, "far": 10}, {"a": ["target", "far"]}, "lines")])
+    (report.LEARNED_THEN, {"target": 0, "far": 10}, {"a": ["target", "far"]}, "lines"),
+    ("two tokenizers", {"target": 1, "far": 1}, {"a": ["target"], "b": ["far"]}, "lines")])
 def test_every_study_gets_the_picture_that_it_asks_for(tmp_path, monkeypatch, label, x, lines, kind):
     called, draw = [], getattr(report, f"draw_{kind}")
-    monkeypatch.setattr(report, f"draw_{kind}", lambda *args: called.append(draw(*args)))
+    monkeypatch.setattr(report, f"draw_{kind}", lambda *args: called.append(args) or draw(*args))
     log = Log(rows_of(dict.fromkeys(["target", "far", "far+english"], {})))
-    report.draw_figure(log, dict(question="Why?", figure=label, x=x, lines=lines), tmp_path, "What it says")
+    arms = {"target": {"base": ""}, "far": {"base": "other" if label == "two tokenizers" else ""}}
+    info = dict(question="Why?", arms=arms, bases={"": {}, "other": {"tokenizer": "joint"}}, figure=label)
+    report.draw_figure(log, info | dict(x=x, lines=lines), tmp_path, "What it says")
     assert called and (tmp_path / "figure.png").stat().st_size > 10_000
+    assert (label == "two tokenizers") == ("ppl_word_target" in str(called[0]))  # a token's is no measure
 
 
 def test_findings_are_claims_then_studies_and_one_that_stands_twice_or_lacks_a_file_is_refused(tmp_path):
