@@ -241,12 +241,10 @@ def judge_repair(log, arm):
     """C5 and C6: how much of what English gains does an arm gain without it? Each metric has its own word."""
     shares, texts = {}, []
     for key, name in (ABILITY | TASK).items():
-        english = log.difference(key) if log.has(key) else None
-        if english and english.is_gap():
-            gain = log.difference(key, arm)
-            shares[key] = gain.mean / english.mean if gain.low > 0 else 0
-            share = f"{gain.mean / english.mean:.0%} of the gap"
-            texts.append(f"{name} {gain.text()} points above target, {share}")
+        if log.has(key) and log.difference(key).is_gap():
+            gain, gap = log.difference(key, arm), log.difference(key)
+            shares[key] = gain.mean / gap.mean if gain.low > 0 else 0
+            texts.append(f"{name} {gain.text()} points above target, {gain.mean / gap.mean:.0%} of the gap")
     if not shares:
         return "inconclusive", "English made no difference that could be recovered"
     ppl = log.ratio("ppl_target", arm)
@@ -254,7 +252,10 @@ def judge_repair(log, arm):
     for word, keys in (("ICL kept", ABILITY), ("task emerged", TASK)):
         if all(log.has(key) for key in keys):
             found[word] = min(shares.get(key, 0) for key in keys) >= RECOVERED
-    texts.append(f"perplexity {arm} / with English {ppl.text(3)}")
+    then = Estimate.of(at_level(log, "target", "copain", log(arm, "ppl_target")), 0, 100)
+    texts.append(f"perplexity {arm} / with English {ppl.text(3)}; where target first had the perplexity at "
+                 f"which {arm} ends, its Copain was {then.text()}%, that of {arm} "
+                 f"{log.estimate(arm, 'copain').text()}")
     parts = ", ".join(f"{word}: {'yes' if holds else 'no'}" for word, holds in found.items())
     return grade(found.values(), [max(shares.values()) >= 0.5]), "; ".join(texts), parts
 
@@ -358,7 +359,7 @@ def headline(claims):
     text = f"Without English{same} in-context learning collapses"
     kept = {v["id"] for v in claims if "language learned: yes, ICL kept: yes" in v["parts"]}
     remedies = [name for claim, name in (("C5", "a curriculum"), ("C6", "an EMA")) if claim in kept]
-    return f"{text}; {' or '.join(remedies)} keeps most of it" if remedies else text
+    return f"{text}; here {' or '.join(remedies)} keeps most" if remedies else text
 
 
 def variants(log, info):
@@ -558,8 +559,7 @@ def report(folder):
     log, info = read_study(folder)
     claims = verdicts(log, info["study"]) if log.seeds else []
     smoke = info["settings"]["preset"] == "smoke"
-    text = report_text(log, info, claims)
-    write_text(folder / "report.md", text)
+    write_text(folder / "report.md", report_text(log, info, claims))
     figure = folder / "figure.png"
     try:
         title = SMOKE if smoke else headline(claims) or info["question"]
