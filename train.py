@@ -858,9 +858,9 @@ def main(argv=None):
         if not torchrun:
             raise
         refuse(f"a process of this run failed, or not all came ({str(e).splitlines()[0]}): the same command "
-               "goes on from the last checkpoint. If no torchrun was meant, unset TORCHELASTIC_RUN_ID and "
-               f"WORLD_SIZE (now {os.environ.get('WORLD_SIZE')})", code=1)
+               "goes on from the last checkpoint. Without torchrun, unset TORCHELASTIC_RUN_ID", code=1)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C, while the processes end
         print(f"\nstopped; to continue: python train.py {shlex.join(argv)}", file=sys.stderr)
         sys.exit(130)
 

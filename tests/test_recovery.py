@@ -60,12 +60,11 @@ def failing(study, tmp_path_factory):
     for name in ("target", "ema"):
         for file in (path / "runs/smoke/seed3000").glob(f"{name}.*"):
             file.unlink()
-    (path / "worse.py").write_text("import os, signal, train\n"
+    (path / "bad.py").write_text("import os, signal, train\n"
                                    "def run_job(job, *args):\n"
                                    "    if job.name == 'ema': os.kill(os.getpid(), signal.SIGKILL)\n"
                                    "    raise OSError('the disk is gone')\n")
-    code = "import train, worse\ntrain.run_job = worse.run_job\ntrain.main()\n"
-    return path, start(path, "--seeds", "2", code=code)
+    return path, start(path, "--seeds", "2", code="import bad, train; train.run_job = bad.run_job; train.main()")
 
 
 @pytest.mark.parametrize("what", ["interrupt", "kill"])
@@ -76,6 +75,7 @@ def test_ctrl_c_and_a_killed_parent_leave_no_child_and_every_checkpoint(running,
     began = time.time()
     if what == "interrupt":
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        os.killpg(process.pid, signal.SIGINT)  # and a user who does not wait
     else:
         process.kill()
     _, err = process.communicate(timeout=30)
