@@ -183,8 +183,7 @@ class Settings:
 PRESETS = {
     "laptop": {},
     "gpu": dict(documents=400_000, n_layer=8, n_head=8, n_embd=384, block_size=128, base_steps=8000,
-                base_batch_size=128, base_lr=1e-3, steps=4000, batch_size=64, lr=1e-3,
-                checkpoint_every=1000),
+                base_batch_size=128, base_lr=1e-3, steps=4000, batch_size=64, lr=1e-3, checkpoint_every=1000),
     # for GPT-2's 124M on real text: the paper's schedule, and parts of 8 rows, which take 10 GB of memory
     "text": dict(steps=2000, batch_size=64, accumulate=8, lr=2e-4, warmup=0.1, lr_until=1.0, lr_floor=0.033,
                  validation_blocks=32, processes=1, checkpoint_every=500),
@@ -858,7 +857,8 @@ def main(argv=None):
         if not torchrun:
             raise
         refuse(f"a process of this run failed, or not all came ({str(e).splitlines()[0]}): the same command "
-               "goes on from the last checkpoint. Without torchrun, unset TORCHELASTIC_RUN_ID", code=1)
+               "goes on from the last checkpoint. If no torchrun was meant, unset TORCHELASTIC_RUN_ID and "
+               f"WORLD_SIZE (now {os.environ.get('WORLD_SIZE')})", code=1)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C, while the processes end
         print(f"\nstopped; to continue: python train.py {shlex.join(argv)}", file=sys.stderr)

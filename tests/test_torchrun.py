@@ -64,7 +64,7 @@ def test_variables_that_torchrun_left_behind_give_one_line_that_names_them(call,
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(train, "timedelta", lambda minutes: timedelta(seconds=minutes))  # not a real minute
     code, _, err = call(tmp_path, "train.py", *SMOKE)
-    assert code == 1 and len(err.splitlines()) == 1 and "unset TORCHELASTIC_RUN_ID" in err, err
+    assert code == 1 and len(err.splitlines()) == 1 and "WORLD_SIZE (now 2)" in err, err
 
 
 def test_training_goes_through_torch_compile_in_its_mode_and_evaluation_does_not(fresh, monkeypatch):
