@@ -46,8 +46,8 @@ MORE_ARMS = {
     "shadow-ema":   Arm(TARGET, ema_alpha=0.992, shadow=True),
     "flipped-ema":  Arm(TARGET, ema_alpha=-0.08),  # the sign of the authors' released code
     # the paper's case: a base that knows much of the language, and a low rate
-    "low-seen-20":         Arm(TARGET, base="seen-20", lr_scale=0.1),
-    "low-seen-20+english": Arm(REPLAY, base="seen-20", lr_scale=0.1),
+    "seen-20-lr-0.1":         Arm(TARGET, base="seen-20", lr_scale=0.1),
+    "seen-20+english-lr-0.1": Arm(REPLAY, base="seen-20", lr_scale=0.1),
     # what may move
     "lora-1":           Arm(TARGET, lora_rank=1, lr_scale=4.0, trained="lora_"),
     "lora-4":           Arm(TARGET, lora_rank=4, lr_scale=4.0, trained="lora_"),
@@ -131,7 +131,8 @@ AVERAGES = "target target+english ema low-lr ema-0.8 target-lr-0.2 ema-every-10 
 BASQUE = "target english+patterns early-both ema target+english patterns target-lr-0.2".split()
 LIMITS = ("target target+english lora-1 lora-4 lora-16 lora-64 lora-16+wte l2-1 l2-10 frozen-attention "
           "frozen-blocks").split()
-SEEN = ["seen-0", "seen-0.1", "target", "seen-3", "seen-20"]  # the weakest base in the language first
+SEEN = [(f"{seen}+english", seen) for seen in ("seen-0", "seen-0.1", "target", "seen-3", "seen-20")]
+SEEN.append(("seen-20+english-lr-0.1", "seen-20-lr-0.1"))
 SIZES = {"small-": 96, "": 128, "large-": 256}                      # n_embd
 STUDIES |= {
     "main": Study(
@@ -176,8 +177,7 @@ STUDIES |= {
         pairs=against("target", LIMITS), figure="target perplexity", lines={name: [name] for name in LIMITS}),
     "languages": Study(
         "Does English matter more, the less of the language the base has seen?",
-        [seen + english for seen in [*SEEN, "low-seen-20"] for english in ("", "+english")],
-        pairs=[(f"{seen}+english", seen) for seen in [*SEEN, "low-seen-20"]]),
+        list(chain(*SEEN)), pairs=SEEN),
     "basque": Study(
         "Does it happen with real Basque and English text (--preset basque), and what in English protects?",
         BASQUE, pairs=[*against("target", BASQUE), ("english+patterns", "target+english")],
