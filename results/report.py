@@ -355,11 +355,11 @@ def headline(claims):
     holds = [v["id"] for v in claims if v["verdict"] == "reproduced"]
     if "C2" not in holds:
         return ""
-    same = ": same perplexity, but" if "C1" in holds else ","
+    same = ": same perplexity," if "C1" in holds else ","
     text = f"Without English{same} in-context learning collapses"
     kept = {v["id"] for v in claims if "language learned: yes, ICL kept: yes" in v["parts"]}
     remedies = [name for claim, name in (("C5", "a curriculum"), ("C6", "an EMA")) if claim in kept]
-    return f"{text}; here {' or '.join(remedies)} keeps most" if remedies else text
+    return f"{text}; {' or '.join(remedies)} helps on this schedule" if remedies else text
 
 
 def variants(log, info):
@@ -675,7 +675,7 @@ def start_figure(log, title, note, keys, height):
     rows = math.ceil(len(keys) / columns)
     fig = Figure(figsize=(8, rows * height + 1), dpi=150, layout="constrained")
     fig.get_layout_engine().set(rect=(0, 0, 1, 1 - 0.55 / fig.get_figheight()))
-    fig.text(0.01, 1 - 0.08 / fig.get_figheight(), title, fontsize=11, va="top")
+    fig.text(0.01, 1 - 0.08 / fig.get_figheight(), title, fontsize=10.5, va="top")
     fig.text(0.01, 1 - 0.32 / fig.get_figheight(), note, fontsize=9, va="top")
     return fig, [(fig.add_subplot(rows, columns, i), key) for i, key in enumerate(keys, 1)]
 
