@@ -1,15 +1,14 @@
 """The benchmark.
 
-Copain (Elhady et al. 2025) asks for seven rules over short lists, with three shots. It measures in-context
-learning (ICL) alone: no word of any language occurs. The label task names the kind of a noun by a letter: it
+Copain (Elhady et al. 2025) asks for seven rules over short lists, with three shots: in-context learning (ICL)
+of rules that the corpora rehearse, without words. The label task names the kind of a noun by a letter: it
 needs ICL and the meaning of words. The cloze task asks which of four ends a sentence has: it needs no ICL.
 
     python bench.py --show                       prints every kind of prompt
     python bench.py A.pt B.pt --show             prints what models answer to the same prompts
     python bench.py runs/laptop/seed3000/ema.pt  benchmarks a checkpoint
-    python bench.py EMA.pt --sample "the dog"    prints documents that begin so
+    python bench.py EMA.pt --sample "the dog"    prints documents that begin with these words
     python bench.py gpt2/ --copain CoPain/ --task belebele_eu.jsonl --shots 5    a model on benchmark files
-    python bench.py --hf FOLDER --copain CoPain/    any causal model that the package transformers can load
 """
 import itertools
 import math
@@ -218,8 +217,8 @@ def fit(tok, items, longest):
 
 
 def longest_prompt(tok, items):
-    """Tokens of the longest prompt with its longest choice."""
-    encoded = [encode_item(tok, item) for item in items]
+    """Tokens of the longest prompt, its answers shuffled or not, with its longest choice."""
+    encoded = [encode_item(tok, item, form) for item in items for form in ("prompt", "shuffled")]
     return max(len(prompt) + len(choice) for prompt, choices in encoded for choice in choices)
 
 
@@ -450,6 +449,7 @@ def show_answers(paths):
     ckpts = [load_checkpoint(path) for path in paths]
     models = [model_from_checkpoint(ckpt) for ckpt in ckpts]
     toks = [Tokenizer.from_json(ckpt["tokenizer"]) for ckpt in ckpts]
+    require(len({str(c["world"]) for c in ckpts}) == 1, "these differ in their world: give files of one run")
     benchmark = Benchmark(World(**ckpts[0]["world"]), toks[0], *ckpts[0]["benchmark"])
     for item in [benchmark.copain[0], *(items[0] for items in benchmark.label.get("target", {}).values())]:
         print(item.text())

@@ -1,8 +1,7 @@
 """The toy world, the tokenizer, the sampler of mixtures, and real text.
 
-Two languages talk about one world. English has prose and patterns: documents that repeat one rule line after
-line. From these a model learns to learn in context. The target language has almost only prose. So the target
-corpus teaches words, English taught in-context learning, and some tasks need both.
+English has prose, and patterns that repeat one rule line after line and so teach in-context learning. The
+target language has almost only prose, which teaches words. Some tasks need both.
 
     python data.py        # prints a document of every kind, and how it is tokenized
 

@@ -164,8 +164,7 @@ def merge_lora(model):
     for name, lora in list(plain.named_modules()):
         if isinstance(lora, LoRALinear):
             linear = nn.Linear(*lora.weight.T.shape, device="meta")  # draws no random numbers
-            with torch.autocast(lora.weight.device.type, enabled=False):  # the product in float32
-                linear.weight, linear.bias = nn.Parameter(lora.weight + lora.lora_B @ lora.lora_A), lora.bias
+            linear.weight, linear.bias = nn.Parameter(lora.weight + lora.lora_B @ lora.lora_A), lora.bias
             plain.set_submodule(name, linear)
     return plain
 

@@ -40,11 +40,12 @@ from tqdm import tqdm
 
 import bench
 from curriculum import Curriculum
-from data import (SOURCES, Mixture, Tokenizer, World, load_manifest, load_tokenizer, one_line_parser,
-                  read_json_lines, refuse, require, sha256, train_bpe, write_corpus,
-                  write_file, write_json_lines, write_text)
+from data import (SOURCES, Mixture, Tokenizer, World, load_manifest, load_tokenizer, one_line_parser, refuse,
+                  read_json_lines, require, sha256, train_bpe, write_corpus, write_file, write_json_lines,
+                  write_text)
 from ema import EMA
 from model import GPT, GPTConfig, add_lora, load_checkpoint, load_gpt2, merge_lora, model_from_checkpoint
+from results import report
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class Settings:
     warmup: float = setting(0.01, "share of the steps for the linear warm-up", 0, 1)
     lr_until: float = setting(0.15, "share of the steps after which the cosine has reached its floor", 0, 1)
     lr_floor: float = setting(0.01, "floor of the learning rate, as a share of the peak", 0, 1)
-    weight_decay: float = setting(0.1, "weight decay, on matrices only")
+    weight_decay: float = setting(0.1, "weight decay, on matrices only; Muon has its own")
     grad_clip: float = setting(1.0, "largest norm of the gradient", ABOVE_ZERO)
     accumulate: int = setting(1, "parts that a batch is cut into where it does not fit into memory", 1)
     copain_items: int = setting(50, "Copain items for each of its seven rules", 1, 10_000)
@@ -149,6 +150,7 @@ class Settings:
         require(good and (not self.source or len(self.corpora()) == len(self.source)),
                 f"--source is {' '.join(self.source)}, expected NAME=FOLDER, as in eu=data/eu; each name "
                 "once; the first two become `target` and `english`")
+        require(self.warmup <= self.lr_until, f"--warmup {self.warmup} ends after --lr_until {self.lr_until}")
         GPTConfig(self.vocab_size, self.block_size, self.n_layer, self.n_head, self.n_embd)
 
     def world(self):
@@ -190,7 +192,7 @@ PRESETS = {
     # real Basque, see tests/basque.py; the base sees toy patterns, as so little real text teaches it no ICL
     "basque": dict(study="basque", source=("eu=data/help-eu", "en=data/help-en", "patterns=english-patterns"),
                    n_layer=4, n_head=6, n_embd=192, block_size=128, base_steps=3000, steps=1200, lr=2e-3,
-                   warmup=0.1, lr_until=1.0, lr_floor=0.033, gate=0,
+                   warmup=0.1, lr_until=1.0, lr_floor=0.033,
                    base_curriculum="english=rest patterns=constant(0.4) target=constant(0.003)"),
     "smoke": dict(documents=1500, n_layer=2, n_head=2, n_embd=32, base_steps=40, base_batch_size=8,
                   gate=0, steps=24, batch_size=8, copain_items=10, label_items=20,
@@ -253,9 +255,8 @@ def make_optimizers(model, job):
               {"params": others, "peak_lr": job.lr, "weight_decay": 0.0}]
     optimizers = {"adamw": torch.optim.AdamW(groups, lr=job.lr, betas=(0.9, 0.95), fused=True)}
     if of_muon:
-        groups = [{"params": of_muon, "peak_lr": s.muon_lr}]
         options = dict(lr=s.muon_lr, weight_decay=0.01, dtype=getattr(torch, s.dtype))
-        optimizers["muon"] = Muon(groups, options)
+        optimizers["muon"] = Muon([{"params": of_muon, "peak_lr": s.muon_lr}], options)
     return optimizers
 
 
@@ -432,9 +433,9 @@ class Job:
 
     def below_gate(self):
         """Why a finished base is left out, in a sentence; '' if it is not. An arm has no gate."""
-        end = self.rows()[-1]
+        s, end = self.settings, self.rows()[-1]
         for key, floor in GATE.items():
-            if self.name == "base" and self.settings.gate and end.get(key, 100) < floor:
+            if self.name == "base" and s.gate and not s.source and end.get(key, 100) < floor:
                 return (f"{self.title} reached {end[key]:.1f} on {key}, its gate is {floor:g}: its arms have "
                         "nothing to lose. Give it more --base_steps or another --seed")
         return ""
@@ -575,16 +576,16 @@ def check_same(job, ckpt):
 def contents(s):
     """{what: hash} of files that a row depends on; another path to the same file changes nothing."""
     paths = {name: Path(__file__).with_name(name) for name in ("data.py", "bench.py", "model.py")}
-    paths |= {"init": s.init} | {f"task {i}": path for i, path in enumerate(s.task, 1)}
-    paths |= {f"source {name}": path for name, path in s.prepared().items()}
+    paths |= {"init file": s.init} | {f"task {i}": path for i, path in enumerate(s.task, 1)}
+    paths |= {f"source {name}": where for name, where in s.corpora().items() if s.source}
     return {what: content_hash(path) for what, path in paths.items() if path}
 
 
 @functools.cache
 def content_hash(path):
-    """The hash of a file; of a GPT-2's folder, of its weights; of a prepared source, of its manifest."""
+    """The hash of a file; of a GPT-2, of its weights; of a prepared source, of its manifest; or a name."""
     inside = [Path(path, name) for name in ("manifest.json", "model.safetensors", "pytorch_model.bin")]
-    return next(sha256(file) for file in [*inside, Path(path)] if file.is_file())
+    return next((sha256(file) for file in [*inside, Path(path)] if file.is_file()), str(path))
 
 
 @functools.cache
@@ -592,9 +593,8 @@ def provenance(device):
     """The commit of this code, and the GPU, or the CPU with the vector instructions that torch found."""
     command = "git describe --always --dirty"
     git = subprocess.run(command, shell=True, cwd=Path(__file__).parent, text=True, capture_output=True)
-    name = f"{platform.machine()} CPU with {torch.backends.cpu.get_cpu_capability()}"
-    if device == "cuda":
-        name = torch.cuda.get_device_name()
+    cpu = f"{platform.machine()} CPU with {torch.backends.cpu.get_cpu_capability()}"
+    name = torch.cuda.get_device_name() if device == "cuda" else cpu
     return {"commit": git.stdout.strip() or "unknown",
             "machine": f"{name}, {os.cpu_count()} cores, torch {torch.__version__}"}
 
@@ -611,8 +611,9 @@ def start_worker(terminal):
     tqdm.set_lock(terminal)  # the processes share it
 
 
-def run_job(job, line, gpu, threads):
-    set_up_torch(job.settings, gpu)
+def run_job(job, planned, line, gpus, threads):
+    require(contents(job.settings) == planned, "its code or its files were changed since this command began")
+    set_up_torch(job.settings, line % gpus)
     torch.set_num_threads(threads)
     prepare(job)
     train(job, line)
@@ -634,7 +635,7 @@ def run_jobs(jobs, processes, gpus):
                 share = max(1, threads // min(processes, beside))  # by the plan: a rerun gives the same bits
                 handler = signal.signal(signal.SIGINT, signal.SIG_IGN)           # a new process inherits this
                 pool = ProcessPoolExecutor(1, context, start_worker, (terminal,))
-                running[pool.submit(run_job, job, line, line % gpus, share)] = job, line
+                running[pool.submit(run_job, job, contents(job.settings), line, gpus, share)] = job, line
                 pool.shutdown(wait=False)                                        # when the job has ended
                 signal.signal(signal.SIGINT, handler)
             if not running:
@@ -644,8 +645,9 @@ def run_jobs(jobs, processes, gpus):
                 free.append(line)
                 try:
                     future.result()
-                except (ValueError, OSError) as e:                               # one line for the user
-                    failed[job.title] = str(e)
+                except (ValueError, OSError) as e:            # one line for the user, with its place
+                    places = re.findall(rf'"{Path(__file__).parent}/(\w+.py)", line (\d+)', str(e.__cause__))
+                    failed[job.title] = str(e) + "".join(f" ({file}:{n})" for file, n in places[-1:])
                 except torch.OutOfMemoryError:
                     failed[job.title] = "the GPU's memory is full: raise --accumulate or lower --block_size"
                 except BrokenProcessPool:
@@ -722,8 +724,11 @@ def plan(s):
             jobs[one.path] = one
     for job in jobs.values():
         job.settings.check()
-        EMA(torch.nn.Identity(), job.arm.ema_alpha, job.arm.ema_every)  # refuses what is out of range
-        curriculum, parts = Curriculum(job.arm.curriculum), rank_and_world()[1] * s.accumulate
+        arm, curriculum, parts = job.arm, Curriculum(job.arm.curriculum), rank_and_world()[1] * s.accumulate
+        EMA(torch.nn.Identity(), arm.ema_alpha, arm.ema_every)  # refuses what is out of range
+        good = arm.lr_scale > 0 and arm.lora_rank >= 0 and arm.l2 >= 0 and not (arm.l2 and arm.lora_rank)
+        require(good and (arm.ema_alpha or not arm.shadow), f"arm {job.name!r}: lr_scale must be above 0, "
+                "lora_rank and l2 not negative; LoRA and l2 do not go together, and shadow needs ema_alpha")
         for name in curriculum.shapes:
             check_name(f"a source in the curriculum of {job.name!r}", name, s.corpora())
         curriculum.check(job.steps)
@@ -736,7 +741,6 @@ def plan(s):
 
 def write_log(s, left_out=()):
     """Writes what results/report.py reads, and returns the folder. left_out: why bases are left out."""
-    from results import report  # here, because it needs no training
     every, run = reported_jobs(s), Path("runs") / s.name
     info = {"study": s.study, **asdict(STUDIES[s.study]), "settings": asdict(s), "contents": contents(s),
             "bases": BASES, "arms": {job.name: asdict(job.arm) for job in every}, "left_out": left_out,
@@ -747,7 +751,6 @@ def write_log(s, left_out=()):
 
 def finish(s, jobs, failed):
     """The end of a study: its log, its report, and an error if anything went wrong."""
-    from results import report  # here, because only the end of a study needs it
     bases = [job for job in jobs if job.name == "base" and job.finished()]
     left_out = [base.below_gate() for base in bases if base.below_gate()]
     folder = write_log(s, left_out)
@@ -803,8 +806,7 @@ def parse_flags(argv):
     default = "text" if given.get("source") and given.get("init") else "gpu" if has_gpu else "laptop"
     preset = given.get("preset", default)
     check_name("--preset", preset, PRESETS)
-    of_text = {"gate": 0} if given.get("source") else {}
-    s = Settings(**{"name": preset} | PRESETS[preset] | of_text | given | {"preset": preset})
+    s = Settings(**{"name": preset} | PRESETS[preset] | given | {"preset": preset})
     if s.init:
         take_from_base(s, given)
     s.check()

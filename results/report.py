@@ -56,7 +56,7 @@ class Log:
         values = self(arm, key, step)
         if key.startswith(("ppl", "label_ppl")):
             return Estimate.geometric(values, least=1)
-        is_percent = not key.startswith(("shift", "gain")) and values.max() <= 100
+        is_percent = not key.startswith(("shift", "gain")) and 0 <= values.min() <= values.max() <= 100
         return Estimate.of(values, 0, 100) if is_percent else Estimate.of(values)
 
     def difference(self, key, a="target+english", b="target"):
@@ -619,7 +619,7 @@ def compare(a, b):
         arms |= {f"{arm}, {letter}": {"start": letter} for arm in info["arms"]}
     both, what = [arm for arm in studies["A"][0].arms if arm in studies["B"][0].arms], []
     for _, info in studies.values():
-        hashes = {key: x for key, x in info.get("contents", {}).items() if key != "init"}
+        hashes = {key: x for key, x in info.get("contents", {}).items() if key != "init file"}
         given = {key: x for key, x in info["settings"].items() if key not in ("name", "source", "task")}
         what.append(given | {arm: info["arms"][arm] for arm in both} | hashes)
     differ = [key for key in what[0] | what[1] if what[0].get(key) != what[1].get(key)]

@@ -70,8 +70,9 @@ def test_a_prompt_that_is_too_long_loses_whole_shots_from_the_left(tmp_path, mod
     tok, (item, *_) = model[1], read_choices(lines(tmp_path / "task.jsonl", ROWS), 3)
 
     def tokens(n_shots):
-        prompt, choices = encode_item(tok, dataclasses.replace(item, shots=item.shots[3 - n_shots:]))
-        return len(prompt) + max(map(len, choices))
+        fewer = dataclasses.replace(item, shots=item.shots[3 - n_shots:])
+        forms = [encode_item(tok, fewer, form) for form in ("prompt", "shuffled")]
+        return max(len(prompt) + len(choice) for prompt, choices in forms for choice in choices)
 
     for n in range(4):
         (fitting,), lost = fit(tok, [item], tokens(n) + n)

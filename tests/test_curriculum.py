@@ -25,8 +25,7 @@ def test_any_sources_are_named_and_rest_takes_what_the_others_leave():
 
 
 @pytest.mark.parametrize("text, numbers", [
-    ("target=rest english=constant(1.2)", "1.2"),
-    ("target=rest english=constant(-0.1)", "-0.1"),
+    ("target=rest english=constant(1.2)", "1.2"), ("target=rest english=constant(-0.1)", "-0.1"),
     ("target=constant(0.5) english=constant(0.2)", "0.7"),
     ("target=rest a=constant(0.7) b=constant(0.6)", "0.7.*0.6"),
     ("target=rest english=window(1.5, 0.123456, 0.12359)", "at step 1235 of 10000"),

@@ -232,8 +232,7 @@ def test_the_published_bin_loads_with_or_without_prefix_and_output_embedding(pub
 
 
 @pytest.mark.parametrize("name, content, words", [
-    ("config.json", None, "config.json is missing.*hf download"),
-    ("config.json", b"{", "JSONDecodeError"),
+    ("config.json", None, "config.json is missing.*hf download"), ("config.json", b"{", "JSONDecodeError"),
     ("config.json", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
     ("config.json", {"activation_function": "relu"}, "activation='relu'"),
     ("pytorch_model.bin", None, "pytorch_model.bin is missing.*several parts.*hf download"),

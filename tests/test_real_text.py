@@ -109,9 +109,10 @@ def test_text_is_the_preset_of_real_text_with_a_base_and_the_block_that_of_the_b
     ("--source eu=data/eu --source en=data/ar --init data", "data/config.json is missing"),
     ("--source eu=data/eu --source en=data/ar --init none", "no none:.*hf download openai-community/gpt2"),
     ("--source eu=data/eu --source en=data/ar --init gpt2 --block_size 200", "block_size is above 128"),
-    ("--init gpt2", "gpt2 is for real text: give sources"),
-    ("--init runs/eu/seed3000/target.pt", "target.pt is for real text: give sources"),
+    ("--init gpt2", "real text: give sources"), ("--init runs/eu/seed3000/ema.pt", "real text: give sources"),
     ("--init gpt2 --source eu=data/hi --source en=data/ar --name eu", "source target '.* there"),
+    ("--init gpt2 --source eu=data/eu --source en=english-prose --name eu", "english .*'english-prose'"),
+    ("--init runs/eu/seed3000/ema.pt --source eu=data/eu --source en=data/ar --name eu", "init file '"),
     ("--init gpt2 --source eu=data/eu --source en=data/ar --name eu --shots 1 --task other.jsonl",
      "settings: task 1 '.* there, '.* here: choose")])  # so a file is known by what it holds
 def test_a_mistake_about_sources_gets_one_line_and_writes_nothing(adapted, call, flags, words):

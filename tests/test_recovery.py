@@ -60,10 +60,9 @@ def failing(study, tmp_path_factory):
     for name in ("target", "ema"):
         for file in (path / "runs/smoke/seed3000").glob(f"{name}.*"):
             file.unlink()
-    (path / "bad.py").write_text("import os, signal, train\n"
-                                   "def run_job(job, *args):\n"
-                                   "    if job.name == 'ema': os.kill(os.getpid(), signal.SIGKILL)\n"
-                                   "    raise OSError('the disk is gone')\n")
+    (path / "bad.py").write_text("import os, signal\ndef run_job(job, *args):\n"
+                                 "    if job.name == 'ema': os.kill(os.getpid(), signal.SIGKILL)\n"
+                                 "    raise OSError('the disk is gone')\n")
     return path, start(path, "--seeds", "2", code="import bad, train; train.run_job = bad.run_job; train.main()")
 
 
@@ -158,6 +157,8 @@ def test_rows_of_changed_code_never_join_those_of_the_old_code_under_one_name(fr
     monkeypatch.setattr(train, "content_hash", lambda path: "new" if path.name == "bench.py" else old(path))
     with pytest.raises(ValueError, match="bench.py '.*' there, 'new' here: choose another --name"):
         train.check_same(job, load_checkpoint(job.path))
+    with pytest.raises(ValueError, match="changed since this command began"):
+        train.run_job(job, train.contents(job.settings) | {"bench.py": "old"}, line=0, gpus=1, threads=1)
 
 
 def test_an_arm_that_would_train_nothing_is_refused(fresh):

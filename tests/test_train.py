@@ -201,9 +201,10 @@ def test_an_arm_of_ones_own_is_a_line_of_ARMS_and_its_name(study, call, monkeypa
     monkeypatch.setitem(train.ARMS, "mine", train.Arm("target=rest english=constant(0.1)"))
     code, out, err = call(study[0], "train.py", *SMOKE, "--seeds", "2", "--only", "mine")
     assert code == 0 and re.search(r"\| mine +\|", out) and re.search(r"\| target +\|", out), err
-    monkeypatch.setitem(train.ARMS, "mine", train.Arm("target=rest", ema_alpha=1.5))  # before any training
-    code, _, err = call(study[0], "train.py", *SMOKE, "--seeds", "2", "--only", "mine", "--name", "new")
-    assert code == 2 and "alpha 1.5" in err and not (study[0] / "runs/new").exists(), err
+    for wrong in (dict(ema_alpha=1.5), dict(shadow=True), dict(lora_rank=-1), dict(lora_rank=1, l2=1.0)):
+        monkeypatch.setitem(train.ARMS, "mine", train.Arm("target=rest", **wrong))  # refused before training
+        code, _, err = call(study[0], "train.py", *SMOKE, "--seeds", "2", "--only", "mine", "--name", "new")
+        assert code == 2 and re.search("alpha 1.5|'mine'", err) and not (study[0] / "runs/new").exists(), err
 
 
 def test_arms_of_another_base_share_what_was_run(study, call):
