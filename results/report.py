@@ -634,7 +634,7 @@ def compare(a, b):
 
 
 # ---------------------------------------------------------------------------------------------------- figures
-LEARNED_THEN = "% learned when English ends"  # of the language, as log perplexity: an x for figures
+RATE_AFTER = "peak-rate steps after English"  # an x for figures: how much training follows, see studies.py
 FIRST = ["ppl_target", "copain"]  # the panels of main's figure; the others are in curves.png
 PANELS = {"ppl_target": "Target perplexity", "copain": "Copain, %", "gain": "Gain from shots, points",
           "copain_restricted": "Copain, its list only, %", "label_target": "Label task (target), %",
@@ -680,21 +680,14 @@ def start_figure(log, title, note, keys, height):
     return fig, [(fig.add_subplot(rows, columns, i), key) for i, key in enumerate(keys, 1)]
 
 
-def learned(log, arm, share):
-    """How much of the language an arm has learned at a share of its steps: % of the fall of log ppl, mean."""
-    step = min(log.steps, key=lambda step: abs(step - share / 100 * log.last))  # the nearest one evaluated
-    before, then, end = (np.log(log(arm, "ppl_target", at)).mean() for at in (0, step, log.last))
-    return 100 * (before - then) / (before - end)
-
-
 def draw_figure(log, info, folder, title):
     """The picture that the study asks for (Study in results/studies.py). title: its message."""
     os.environ["MPLBACKEND"] = "Agg"  # before matplotlib is imported: one from Jupyter may not exist here
     path, label, xs, keys = folder / "figure.png", info["figure"], info["x"], [*FIRST, "gain", "label_target"]
     if label == "target perplexity":
         xs, keys = {arm: log.estimate(arm, "ppl_target").mean for arm in log.arms}, keys[1:]
-    elif label == LEARNED_THEN:
-        xs, keys = {arm: learned(log, arm, share) for arm, share in xs.items() if arm in log.arms}, keys[1:]
+    elif label == RATE_AFTER:
+        keys = keys[1:]
     elif len({info["bases"][arm["base"]].get("tokenizer") for arm in info["arms"].values()}) > 1:
         keys[0] = "ppl_word_target"  # perplexities a token cannot be compared
     lines = []
@@ -724,6 +717,7 @@ def draw_lines(log, path, title, keys, lines, label, ticks=()):
                         ls="--" if marker == "x" else "-", elinewidth=0.8, label=name)
             ends.append((means[-1], name, colour))
         ax.set(xlabel=label, yscale="log" if "ppl" in key else "linear")
+        ax.set_xscale("symlog" if label == RATE_AFTER else "linear")
         ax.set_title((HEADINGS | PANELS)[key], loc="left", fontsize=10)
         if ticks:
             ax.set_xticks(*zip(*ticks))

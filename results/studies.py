@@ -8,7 +8,7 @@ It adds lines to ARMS, BASES, SCHEDULES and STUDIES of train.py. What comes out,
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
-from train import ARMS, BASES, SCHEDULES, STUDIES, Arm, check_name, require
+from train import ARMS, BASES, SCHEDULES, STUDIES, Arm, Settings, check_name, lr_factor, make_job, require
 
 MAIN = ["target", "target+english", "curriculum", "ema"]
 TARGET, REPLAY = ARMS["target"].curriculum, ARMS["target+english"].curriculum
@@ -81,10 +81,9 @@ for name in MAIN:
         ARMS[f"{name}-{schedule}"] = replace(ARMS[name], schedule=schedule)
     for scale in (0.2, 0.5, 2):
         ARMS[f"{name}-lr-{scale}"] = replace(ARMS[name], lr_scale=scale)
+        ARMS[f"joint-{name}-lr-{scale}"] = replace(ARMS[name], base="joint", lr_scale=scale)
     for base in ("small", "large", "joint"):
         ARMS[f"{base}-{name}"] = replace(ARMS[name], base=base)
-    for scale in (0.2, 0.5):
-        ARMS[f"joint-{name}-lr-{scale}"] = replace(ARMS[name], base="joint", lr_scale=scale)
 for base in BASES:  # "seen-3" is target from that base, "seen-3+english" target+english
     if base.startswith("seen"):
         ARMS[base] = Arm(TARGET, base=base)
@@ -110,6 +109,12 @@ def against(other, names):
     return [(name, other) for name in names if name != other]
 
 
+def rate_after(arm, percent):
+    """The sum of the learning rates after a percentage of the steps, in steps at the peak rate."""
+    job = make_job(Settings(), 0, arm)
+    return sum(lr_factor(step, job) for step in range(job.steps * percent // 100, job.steps))
+
+
 def in_place(*names):
     """{arm of main: the arm in its place}, in the order of MAIN."""
     return dict(zip(MAIN, names))
@@ -121,12 +126,12 @@ BOTH = ("", "joint-")  # bases with the two tokenizers
 CONTENT = ("target target+english english-prose english-repeats english-patterns other-rules third-language "
            "third-patterns english-only").split()
 DOSES = {"target": 0, "english-1": 1, "english-5": 5, "target+english": 20, "english-50": 50}
-UNTIL = {"target": 0, "first-5": 5, "curriculum": 10, "first-20": 20, "first-40": 40, "target+english": 100}
-WINDOWS = {"rate low from 15% of the steps": list(UNTIL)}  # English until ...% of the steps, by schedule
-for name, end in {"rate low from 40%": "-at-40", "rate low at the end (paper)": "-paper"}.items():
-    WINDOWS[name] = [f"{arm}{end}" for arm in ("target", "curriculum", "target+english")]
-    UNTIL |= dict(zip(WINDOWS[name], (0, 10, 100)))
-PLACES = [*UNTIL, "middle", "last", "spread"]
+UNTIL = {"first-5": 5, "first-20": 20, "first-40": 40}  # English until ...% of the steps
+for end in ENDS:
+    UNTIL |= {f"target{end}": 0, f"curriculum{end}": 10, f"target+english{end}": 100}
+AFTER = {arm: rate_after(arm, until) for arm, until in UNTIL.items()}
+BY_RATE, NEVER = sorted(AFTER, key=AFTER.get), [f"target{end}" for end in ENDS]
+PLACES = [*BY_RATE, "middle", "last", "spread"]
 AVERAGES = "target target+english ema low-lr ema-0.8 target-lr-0.2 ema-every-10 shadow-ema flipped-ema"
 BASQUE = "target english+patterns early-both ema target+english patterns target-lr-0.2".split()
 LIMITS = ("target target+english lora-1 lora-4 lora-16 lora-64 lora-16+wte l2-1 l2-10 frozen-attention "
@@ -167,7 +172,8 @@ STUDIES |= {
         "The same English at another time, and in longer or shorter windows: what does it take?",
         PLACES, pairs=[*against("target", PLACES), ("curriculum", "middle"), ("curriculum", "last"),
                        ("spread", "curriculum")],
-        figure="% learned when English ends", x=UNTIL, lines=WINDOWS),
+        figure="peak-rate steps after English", x=AFTER,
+        lines={"never English": NEVER, "English, then none": [arm for arm in BY_RATE if arm not in NEVER]}),
     "averaging": Study(
         "Does an EMA of the weights do anything that a smaller learning rate does not?", AVERAGES.split(),
         pairs=[*against("target", AVERAGES.split()), ("ema", "low-lr"), ("ema-0.8", "target-lr-0.2"),
