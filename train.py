@@ -174,7 +174,7 @@ class Settings:
         n = 0 if self.source else self.label_items  # of the label task and the cloze task: real text has none
         return [self.copain_items, n, n, self.bench_seed, self.task, self.shots, self.block_size]
 
-    def run(self, i, base="", schedule=""):
+    def of_run(self, i, base="", schedule=""):
         """The settings of run i of a study, with a line of BASES and one of SCHEDULES."""
         check_name("the base of an arm", base, BASES)
         check_name("the schedule of an arm", schedule, SCHEDULES)
@@ -273,7 +273,7 @@ def train(job, line=0):
     of the terminal where progress is shown. Under torchrun each process takes its share of every batch."""
     s, arm, (rank, n_ranks) = job.settings, job.arm, rank_and_world()
     tok, curriculum = load_tokenizer(job.data), Curriculum(arm.curriculum)
-    mixture = Mixture(open_data(job, "train", curriculum.shapes, tok), s.block_size, job.data_seed)
+    mixture = Mixture(open_data(job, "train", curriculum.shapes, tok), s.block_size, job.sampler_seed)
     benchmark = bench.Benchmark(s.world(), tok, *s.benchmark_arguments())
     model, base = make_model(job, tok)                         # base: {name: the weights before training}
     optimizers = make_optimizers(model, job)                   # {"adamw": ..., "muon": ...}
@@ -409,7 +409,7 @@ class Job:
         return f"{self.settings.seed} {self.arm.base} {self.name}".replace("  ", " ")
 
     @property
-    def data_seed(self):
+    def sampler_seed(self):
         """Seed of the order of the data. An arm's is odd, a base's even: they are never equal."""
         return 2 * self.settings.data_seed + 1 if self.start else 2 * self.settings.seed
 
@@ -448,15 +448,15 @@ class Job:
         return {step for step in dense if step < self.steps} | {0, self.steps // 10, self.steps}
 
 
-def make_job(study, i, name, base=""):
-    """The job of run i that trains ARMS[name] or, if name is 'base', BASES[base]. study: its Settings."""
+def make_job(settings, i, name, base=""):
+    """The job of run i that trains ARMS[name] or, if name is 'base', BASES[base]. settings: of the study."""
     arm = Arm("", base=base) if name == "base" else ARMS[name]
-    s = study.run(i, arm.base, arm.schedule)
+    s = settings.of_run(i, arm.base, arm.schedule)
     folder = Path("runs") / s.name / f"seed{s.seed}" / arm.base
     if name == "base":
         return Job(s, name, replace(arm, curriculum=s.base_curriculum), folder, s.base_steps,
                    s.base_batch_size, s.base_lr, s.base_steps // 64, lr_until=s.base_steps, lr_floor=0.0)
-    needs = None if s.init else make_job(study, i, "base", arm.base)
+    needs = None if s.init else make_job(settings, i, "base", arm.base)
     return Job(s, name, arm, folder, s.steps, s.batch_size, s.lr * arm.lr_scale, round(s.warmup * s.steps),
                round(s.lr_until * s.steps), s.lr_floor, needs, start=s.init or str(needs.path))
 
