@@ -595,12 +595,12 @@ def findings(results):
     require(logs, f"{results} is no study and holds none (metrics.jsonl is missing): run train.py first")
     for study in dict.fromkeys(claim.study for claim in CLAIMS):
         log = logs.get(study, Log([]))
-        runs = {0: study, 1: f"{study}, 1 run"}.get(len(log.seeds), f"{study}, {len(log.seeds)} runs")
-        claims += [v | {"study": runs, "verdict": v["verdict"] + log.of_run} for v in verdicts(log, study)]
+        claims += [v | {"study": f"{study}, {len(log.seeds)}", "verdict": v["verdict"] + log.of_run}
+                   for v in verdicts(log, study)]
     short = [v | {"claim": f"{v['id']} {v['claim']}", "number": v["number"].split(";")[0]} for v in claims
              if not v["verdict"].startswith("not run")]
     columns = {"claim": "claim", "verdict": "verdict", "number": "mean [95% interval over runs]",
-               "study": "study"}
+               "study": "study, runs"}
     return "\n\n".join([claims_table(short, columns, ""), "In full:",
                         claims_table(claims, {"id": ""} | columns, ""), *parts])
 
@@ -649,7 +649,7 @@ def style(name, i=0):
     """(colour, marker) of an arm, or of a line of arms. If its name holds that of an arm of main, it has its
     colour, and a cross; lines with crosses are dashed."""
     main = next((arm for arm in reversed(ARM_STYLE) if arm in name), "")
-    colour, marker = ARM_STYLE.get(main, (MORE_COLOURS[i % len(MORE_COLOURS)], "v"))
+    colour, marker = ARM_STYLE.get(main, (MORE_COLOURS[i % 7], "vP*"[i // 7 % 3]))
     return colour, "x" if main and name != main else marker
 
 

@@ -260,7 +260,7 @@ def test_findings_are_claims_then_studies_and_one_that_stands_twice_or_lacks_a_f
     write_study(tmp_path / "main", rows_of(TWO))
     short, _, claims, main, pairs = report.findings(tmp_path).split("\n\n")
     assert "| C1 English in " in short and "Copain with - without English 65.0 points |" in short
-    assert "**reproduced**" in claims and "main, 3 runs" in claims and "| C8 |" in claims
+    assert "**reproduced**" in claims and "main, 3 " in claims and "| C8 |" in claims
     assert main.startswith("**main: Why?** 3 runs: base seeds 0, 1, 2; CPU")
     assert "| target+english against target | 65.0 " in pairs and "| 100% " in pairs  # all of Copain's gap
     write_study(tmp_path / "again", rows_of(TWO))
