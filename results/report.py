@@ -281,8 +281,8 @@ def judge_c8(log):
     if end.low > chance + GAP and is_settled:  # else nothing emerges that English could save
         verdict = grade(conditions, conditions)
     return verdict, (
-        f"label task with - without English, weakest less strongest base: {more.text()} points "
-        f"({' and '.join(Estimate.of(x).text() for x in points)}); label perplexity without / with, weakest "
+        f"label task, gain from English of weakest less strongest base: {more.text()} points; "
+        f"{' and '.join(Estimate.of(x).text() for x in points)}; label perplexity without / with, weakest "
         f"/ strongest: {ratio.text()}; with English the weakest ends at {end.text()}%, chance {chance:.0f}")
 
 
