@@ -266,7 +266,7 @@ def judge_c7(log):
         ppl, shift = log.ratio("ppl_target", arm, "target"), log.ratio("shift_l2", arm, "target")
         conditions.append(ppl.low > 1 and ppl.mean >= PPL_MARGIN and shift.high < 1)
         texts.append(f"{arm} {ppl.text(3)}, {shift.text(2)}")
-    return grade(conditions, conditions), "perplexity and L2 shift over target's: " + "; ".join(texts)
+    return grade(conditions, conditions), "perplexity and L2 shift, ratios to target's: " + "; ".join(texts)
 
 
 def judge_c8(log):
@@ -281,7 +281,7 @@ def judge_c8(log):
     if end.low > chance + GAP and is_settled:  # else nothing emerges that English could save
         verdict = grade(conditions, conditions)
     return verdict, (
-        f"label task, gain from English of weakest less strongest base: {more.text()} points; "
+        f"label task, gain from English, weakest minus strongest base: {more.text()} points; "
         f"{' and '.join(Estimate.of(x).text() for x in points)}; label perplexity without / with, weakest "
         f"/ strongest: {ratio.text()}; with English the weakest ends at {end.text()}%, chance {chance:.0f}")
 
