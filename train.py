@@ -41,8 +41,7 @@ from tqdm import tqdm
 import bench
 from curriculum import Curriculum
 from data import (SOURCES, Mixture, Tokenizer, World, load_manifest, load_tokenizer, one_line_parser, refuse,
-                  read_json_lines, require, sha256, train_bpe, write_corpus, write_file, write_json_lines,
-                  write_text)
+                  read_json_lines, require, sha256, train_bpe, write_corpus, write_file, write_json_lines)
 from ema import EMA
 from model import GPT, GPTConfig, add_lora, load_checkpoint, load_gpt2, merge_lora, model_from_checkpoint
 from results import report
@@ -501,7 +500,7 @@ def prepare(job):
             names = {"english": ["english"], "joint": ["english", "target", "third-language"]}[s.tokenizer]
             documents = [write_corpus(world, name, min(4000, s.documents), s.seed) for name in names]
             tok = Tokenizer(train_bpe(sum(documents, []), s.vocab_size))
-        write_text(job.data / "tokenizer.json", tok.to_json())
+        write_file(job.data / "tokenizer.json", lambda file: file.write(tok.to_json().encode()))
     tok = load_tokenizer(job.data)
     wanted = [(name, "train", s.documents, s.seed) for name in Curriculum(job.arm.curriculum).shapes]
     for name in ("english", "target"):
@@ -621,8 +620,9 @@ def run_job(job, planned, line, gpus, threads):
 
 def run_jobs(jobs, processes, gpus):
     """Trains jobs side by side, each in a process, after the one that it needs. Returns {title: failure}."""
-    # glibc keeps the memory that a step frees, and need not ask the system for it again at the next step
-    os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
+    # glibc keeps freed memory for the next step; threads wait asleep, as spinning beside other work is slow
+    os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+                   "OMP_WAIT_POLICY": "PASSIVE"}
     context, threads = mp.get_context("spawn"), torch.get_num_threads()
     terminal, free = context.RLock(), list(range(processes))
     waiting, running, failed = [job for job in jobs if not job.finished()], {}, {}
@@ -862,7 +862,7 @@ def main(argv=None):
                "goes on from the last checkpoint. If no torchrun was meant, unset TORCHELASTIC_RUN_ID and "
                f"WORLD_SIZE (now {os.environ.get('WORLD_SIZE')})", code=1)
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C, while the processes end
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})  # a second one, at the end
         print(f"\nstopped; to continue: python train.py {shlex.join(argv)}", file=sys.stderr)
         sys.exit(130)
 
