@@ -448,13 +448,13 @@ def show_answers(paths):
     """Prints the first list whose shots fit no one place in it, a label prompt, and checkpoints' answers."""
     ckpts = [load_checkpoint(path) for path in paths]
     require(len({str(c["world"]) for c in ckpts}) == 1, "these differ in their world: give files of one run")
-    tok = Tokenizer.from_json(ckpts[0]["tokenizer"])
-    items = Benchmark(World(**ckpts[0]["world"]), tok, *ckpts[0]["benchmark"])
+    models = [model_from_checkpoint(ckpt) for ckpt in ckpts]
+    toks = [Tokenizer.from_json(ckpt["tokenizer"]) for ckpt in ckpts]
+    items = Benchmark(World(**ckpts[0]["world"]), toks[0], *ckpts[0]["benchmark"])
     lists = (x for x in items.copain if len({shot.choices.index(shot.answer) for shot in x.shots}) > 1)
     for item in [next(lists, items.copain[0]), *(x[0] for x in items.label.get("target", {}).values())]:
         print(item.text())
-        for ckpt in ckpts:
-            model, tok = model_from_checkpoint(ckpt), Tokenizer.from_json(ckpt["tokenizer"])
+        for ckpt, model, tok in zip(ckpts, models, toks):
             prompt = torch.tensor([encode_item(tok, item)[0]])                             # (1, T)
             ids = model.generate(prompt, 8, temperature=0)[0, prompt.size(1):]
             answer = tok.decode(ids.tolist()).split("\n")[0].split(HELD_OUT_FORMAT[0])[0]

@@ -642,14 +642,14 @@ PANELS = {"ppl_target": "Target perplexity", "copain": "Copain, %", "gain": "Gai
 CHANCE = {"copain": "a random element", "copain_restricted": "chance", "label_target": "chance"}
 ARM_STYLE = {"target": ("#D55E00", "o"), "target+english": ("#0072B2", "s"), "curriculum": ("#009E73", "^"),
              "ema": ("#CC79A7", "D")}  # colours that colour-blind readers tell apart (Okabe and Ito)
-MORE_COLOURS = ["#332288", "#999933", "#882255", "#888888", "#E69F00", "#56B4E9", "#000000"]
+COLOURS = ["#332288", "#999933", "#882255", "#888888", "#E69F00", "#56B4E9", "#000000"]
 
 
 def style(name, i=0):
     """(colour, marker) of an arm, or of a line of arms. If its name holds that of an arm of main, it has its
     colour, and a cross; lines with crosses are dashed."""
     main = next((arm for arm in reversed(ARM_STYLE) if arm in name), "")
-    colour, marker = ARM_STYLE.get(main, (MORE_COLOURS[i % 7], "vP*"[i // 7 % 3]))
+    colour, marker = ARM_STYLE.get(main, (COLOURS[i % len(COLOURS)], "vP*"[i // len(COLOURS) % 3]))
     return colour, "x" if main and name != main else marker
 
 

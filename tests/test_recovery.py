@@ -60,9 +60,8 @@ def failing(study, tmp_path_factory):
     for name in ("target", "ema"):
         for file in (path / "runs/smoke/seed3000").glob(f"{name}.*"):
             file.unlink()
-    (path / "bad.py").write_text("import os, signal\ndef run_job(job, *args):\n"
-                                 "    if job.name == 'ema': os.kill(os.getpid(), signal.SIGKILL)\n"
-                                 "    raise OSError('the disk is gone')\n")
+    (path / "bad.py").write_text("import os, signal\ndef run_job(job, *args):\n    if job.name == 'ema': "
+                                 "os.kill(os.getpid(), signal.SIGKILL)\n    raise OSError('the disk is gone')\n")
     return path, start(path, "--seeds", "2", code="import bad, train; train.run_job = bad.run_job; train.main()")
 
 

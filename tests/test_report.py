@@ -154,9 +154,9 @@ def test_claims_are_judged_again_on_the_arms_that_a_study_names_and_at_the_best_
     assert [report.judge_c2(x)[0] for x in (log, log.renamed(named))] == ["reproduced", "not reproduced"]
 
 
-@pytest.mark.parametrize("held, words", [
-    ("C1 C2", "Without English: same perplexity, in-context learning collapses"), ("C1 C5", ""),
-    ("C2 C6", "Without English, in-context learning collapses; an EMA helps on this schedule")])
+@pytest.mark.parametrize("held, words", [("C1 C5", ""), (
+    "C1 C2", "Without English: same perplexity, in-context learning collapses"), ("C2 C5 C6", "Without English, "
+    "in-context learning collapses; a curriculum or an EMA helps on this schedule")])
 def test_the_title_of_a_figure_says_no_more_than_the_verdicts(held, words):
     kept = "language learned: yes, ICL kept: yes"
     claims = [dict(id=f"C{n}", verdict="reproduced" if f"C{n}" in held else "partly",
@@ -260,7 +260,7 @@ def test_findings_are_claims_then_studies_and_one_that_stands_twice_or_lacks_a_f
     write_study(tmp_path / "main", rows_of(TWO))
     short, _, claims, main, pairs = report.findings(tmp_path).split("\n\n")
     assert "| C1 English in " in short and "Copain with - without English 65.0 points |" in short
-    assert "**reproduced**" in claims and "main, 3 " in claims and "| C8 |" in claims
+    assert "**reproduced**" in claims and "| main, 3 " in claims and "| C8 |" in claims
     assert main.startswith("**main: Why?** 3 runs: base seeds 0, 1, 2; CPU")
     assert "| target+english against target | 65.0 " in pairs and "| 100% " in pairs  # all of Copain's gap
     write_study(tmp_path / "again", rows_of(TWO))
