@@ -637,7 +637,7 @@ def compare(a, b):
 RATE_AFTER = "peak-rate steps after English"  # an x for figures: how much training follows, see studies.py
 FIRST = ["ppl_target", "copain"]  # the panels of main's figure; the others are in curves.png
 PANELS = {"ppl_target": "Target perplexity", "copain": "Copain, %", "gain": "Gain from shots, points",
-          "copain_restricted": "Copain, its list only, %", "label_target": "Label task (target), %",
+          "copain_restricted": "Copain, restricted, %", "label_target": "Label task (target), %",
           "label_ppl_target": "Label perplexity", "shift_l2": "L2 shift", "ppl_english": "English perplexity"}
 CHANCE = {"copain": "a random element", "copain_restricted": "chance", "label_target": "chance"}
 ARM_STYLE = {"target": ("#D55E00", "o"), "target+english": ("#0072B2", "s"), "curriculum": ("#009E73", "^"),
@@ -683,7 +683,7 @@ def start_figure(log, title, note, keys, height):
 def draw_figure(log, info, folder, title):
     """The picture that the study asks for (Study in results/studies.py). title: its message."""
     os.environ["MPLBACKEND"] = "Agg"  # before matplotlib is imported: one from Jupyter may not exist here
-    path, label, xs, keys = folder / "figure.png", info["figure"], info["x"], [*FIRST, "gain", "label_target"]
+    path, label, xs, keys = folder / "figure.png", info["figure"], info["x"], [*FIRST, "label_target"]
     if label == "target perplexity":
         xs, keys = {arm: log.estimate(arm, "ppl_target").mean for arm in log.arms}, keys[1:]
     elif label == RATE_AFTER:
@@ -691,6 +691,7 @@ def draw_figure(log, info, folder, title):
     elif len({info["bases"][arm["base"]].get("tokenizer") for arm in info["arms"].values()}) > 1:
         keys[0] = "ppl_word_target"  # perplexities a token cannot be compared
     lines = []
+    (folder / "curves.png").unlink(missing_ok=True)  # of this study in progress
     for i, (name, arms) in enumerate(info["lines"].items()):
         points = [(arm, log.last) for arm in arms if arm in log.arms]
         if points:
@@ -708,6 +709,7 @@ def draw_lines(log, path, title, keys, lines, label, ticks=()):
     """A panel per metric, with means and intervals. lines: [(name, colour, marker, xs, (arm, step) of every
     x, the Log to read)]. label: of x. ticks: [(x, text)], or none to have them chosen."""
     fig, panels = start_figure(log, title, "bars: 95% intervals", keys, 2.2)
+    named = len(panels) == 2 and len(lines) < 5  # each line, at its end
     for ax, key in panels:
         ends = []
         for name, colour, marker, xs, points, source in lines:
@@ -722,13 +724,13 @@ def draw_lines(log, path, title, keys, lines, label, ticks=()):
         if ticks:
             ax.set_xticks(*zip(*ticks))
         set_ticks(ax.yaxis)
-        if len(panels) == 2:
+        if named:
             name_lines(ax, ends)
         if key in CHANCE:
             ax.axhline(log.chance[key.removesuffix("_restricted")], color="0.4", ls=":")
             ax.text(0.01, log.chance[key.removesuffix("_restricted")], CHANCE[key], fontsize=9, va="bottom",
                     transform=ax.get_yaxis_transform())
-    if len(panels) > 2 and len(lines) > 1:
+    if not named and len(lines) > 1:
         fig.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=9)
     write_file(path, lambda file: fig.savefig(file, format="png"))
 

@@ -45,9 +45,6 @@ MORE_ARMS = {
     "ema-every-10": Arm(TARGET, ema_alpha=0.92, ema_every=10),
     "shadow-ema":   Arm(TARGET, ema_alpha=0.992, shadow=True),
     "flipped-ema":  Arm(TARGET, ema_alpha=-0.08),  # the sign of the authors' released code
-    # the paper's case: a base that knows much of the language, and a low rate
-    "seen-20-lr-0.1":         Arm(TARGET, base="seen-20", lr_scale=0.1),
-    "seen-20+english-lr-0.1": Arm(REPLAY, base="seen-20", lr_scale=0.1),
     # what may move
     "lora-1":           Arm(TARGET, lora_rank=1, lr_scale=8.0, trained="lora_"),
     "lora-4":           Arm(TARGET, lora_rank=4, lr_scale=8.0, trained="lora_"),
@@ -84,10 +81,10 @@ for name in MAIN:
         ARMS[f"joint-{name}-lr-{scale}"] = replace(ARMS[name], base="joint", lr_scale=scale)
     for base in ("small", "large", "joint"):
         ARMS[f"{base}-{name}"] = replace(ARMS[name], base=base)
-for base in BASES:  # "seen-3" is target from that base, "seen-3+english" target+english
-    if base.startswith("seen"):
-        ARMS[base] = Arm(TARGET, base=base)
-        ARMS[f"{base}+english"] = Arm(REPLAY, base=base)
+for base in [name for name in BASES if name.startswith("seen")]:
+    for rate, scale in (("", 1.0), ("-lr-0.1", 0.1)):  # much seen, a low rate: the paper's case
+        ARMS[base + rate] = Arm(TARGET, base=base, lr_scale=scale)
+        ARMS[f"{base}+english{rate}"] = Arm(REPLAY, base=base, lr_scale=scale)
 
 
 # ---------------------------------------------------------------------------------------------------- studies
@@ -123,15 +120,16 @@ def in_place(*names):
 ENDS = ["", "-at-40", "-paper"]
 RATES = ["-lr-0.2", "-lr-0.5", "", "-lr-2"]
 BOTH = ("", "joint-")  # bases with the two tokenizers
+RATE, RATE_OF = "rate, as a share of main's", {}
+for rate, share in zip(RATES, (0.2, 0.5, 1, 2)):
+    RATE_OF |= {base + name + rate: share for base in BOTH for name in MAIN}
 CONTENT = ("target target+english english-prose english-repeats english-patterns other-rules third-language "
            "third-patterns english-only").split()
 DOSES = {"target": 0, "english-1": 1, "english-5": 5, "target+english": 20, "english-50": 50}
-UNTIL = {"first-5": 5, "first-20": 20, "first-40": 40}  # English until ...% of the steps
-for end in ENDS:
-    UNTIL |= {f"target{end}": 0, f"curriculum{end}": 10, f"target+english{end}": 100}
-AFTER = {arm: rate_after(arm, until) for arm, until in UNTIL.items()}
-BY_RATE, NEVER = sorted(AFTER, key=AFTER.get), [f"target{end}" for end in ENDS]
-PLACES = [*BY_RATE, "middle", "last", "spread"]
+UNTIL = {"target+english": 100, "first-40": 40, "first-20": 20, "curriculum": 10, "first-5": 5, "target": 0}
+AFTER = {arm + end: rate_after(arm + end, until)  # English until ...% of the steps
+         for end in ENDS for arm, until in UNTIL.items() if arm + end in ARMS}
+PLACES = [*AFTER, "middle", "last", "spread"]
 AVERAGES = "target target+english ema low-lr ema-0.8 target-lr-0.2 ema-every-10 shadow-ema flipped-ema"
 BASQUE = "target english+patterns early-both ema target+english patterns target-lr-0.2".split()
 LIMITS = ("target target+english lora-1 lora-4 lora-16 lora-64 lora-16+wte l2-1 l2-10 frozen-attention "
@@ -141,7 +139,7 @@ SEEN.append(("seen-20+english-lr-0.1", "seen-20-lr-0.1"))
 SIZES = {"small-": 96, "": 128, "large-": 256}                      # n_embd
 STUDIES |= {
     "main": Study(
-        "Does English in the mixture matter, and do a curriculum or an EMA stand in for it?",
+        "Does English in the mixture matter, and can a curriculum or an EMA replace it?",
         MAIN, pairs=[*against("target", MAIN), ("target+english", "ema")], figure="step"),
     "schedule": Study(
         "When does a short English curriculum work: must the rate have fallen when English ends?",
@@ -149,10 +147,10 @@ STUDIES |= {
         pairs=[(name + end, "target" + end) for end in ENDS for name in MAIN[1:]],
         judge=[in_place(*(name + end for name in MAIN)) for end in ENDS]),
     "learning-rate": Study(
-        "How much of it does the learning rate decide?",
+        "How much does the learning rate decide?",
         [name + rate for name in MAIN for rate in RATES],
         pairs=[(name + rate, "target" + rate) for name in MAIN[1:] for rate in RATES],
-        judge_best=True, figure="target perplexity",
+        judge_best=True, figure=RATE, x=RATE_OF,
         lines={name: [name + rate for rate in RATES] for name in MAIN}),
     "tokenizer": Study(
         "Does it matter whether the new language is spelled with English pieces or has tokens of its own?",
@@ -160,20 +158,20 @@ STUDIES |= {
         pairs=[(base + name + rate, base + "target" + rate)
                for base in BOTH for name in MAIN[1:] for rate in RATES[:3]],
         judge=[in_place(*(base + name + rate for name in MAIN)) for base in BOTH for rate in RATES[:3]],
-        figure="learning rate, as a share of main's",
-        x={base + name + rate: x for base in BOTH for name in MAIN for rate, x in zip(RATES, (0.2, 0.5, 1))},
+        figure=RATE, x=RATE_OF,
         lines={b + name: [b + name + rate for rate in RATES[:3]] for b in BOTH for name in MAIN[:2]}),
     "replay-content": Study(
-        "Is it English, or the few-shot-like documents in it?", CONTENT, pairs=against("target", CONTENT)),
+        "What in English protects: its prose, or its patterns?", CONTENT, pairs=against("target", CONTENT)),
     "replay-dose": Study(
         "How much English is enough?", list(DOSES), pairs=against("target", DOSES),
         figure="English, % of the tokens", x=DOSES, lines={"target+english": list(DOSES)}),
     "placement": Study(
-        "The same English at another time, and in longer or shorter windows: what does it take?",
+        "English at another time, or in another window: how much training may follow it?",
         PLACES, pairs=[*against("target", PLACES), ("curriculum", "middle"), ("curriculum", "last"),
                        ("spread", "curriculum")],
         figure="peak-rate steps after English", x=AFTER,
-        lines={"never English": NEVER, "English, then none": [arm for arm in BY_RATE if arm not in NEVER]}),
+        lines={f"schedule {end[1:] or 'of main'}": [arm + end for arm in UNTIL if arm + end in AFTER]
+               for end in ENDS}),
     "averaging": Study(
         "Does an EMA of the weights do anything that a smaller learning rate does not?", AVERAGES.split(),
         pairs=[*against("target", AVERAGES.split()), ("ema", "low-lr"), ("ema-0.8", "target-lr-0.2"),
@@ -185,7 +183,7 @@ STUDIES |= {
         "Does English matter more, the less of the language the base has seen?",
         list(chain(*SEEN)), pairs=SEEN),
     "basque": Study(
-        "Does it happen with real Basque and English text (--preset basque), and what in English protects?",
+        "Is in-context learning lost on real Basque text (--preset basque), and what in English protects?",
         BASQUE, pairs=[*against("target", BASQUE), ("english+patterns", "target+english")],
         judge=[in_place("target", "english+patterns", "early-both", "ema"),  # as in main: text and patterns
                in_place("target", "target+english"), in_place("target", "patterns")]),  # one of the two alone
