@@ -43,7 +43,7 @@ class Item:
 
     def text(self, form="prompt"):
         """The shots and the question; in the form `zero-shot`, the question alone. In `shuffled` the shots
-        have wrong answers: other choices or, if all have the same, the right answers in another order."""
+        have wrong answers: other choices or, if all have the same, the right answers in a random order."""
         shots = () if form == "zero-shot" else self.shots
         answers = [shot.answer for shot in shots]
         if form == "shuffled":
@@ -123,6 +123,7 @@ def add_shots(file, items, n_shots):
     """Items with shots, from pairs (what is asked, item): the next items that ask something else."""
     different = dict(items)
     most = len(different) - 1
+    require(items, f"{file} holds no question")
     require(0 <= n_shots <= most, f"--shots is {n_shots}; the questions of {file} allow 0 to {most}")
     circle = tuple(different.values()) * 2
     after = {asked: i for i, asked in enumerate(different, 1)}
@@ -199,7 +200,7 @@ def encode_item(tok, item, form="prompt"):
 
 def fit(tok, items, longest):
     """(the items as they fit into a context of `longest` tokens, {"lost_shots": how many lose shots, "cut":
-    how many the beginning of a question that does not fit alone}). ValueError if choices do not fit."""
+    how many also lose the beginning of the question}). ValueError if choices do not fit."""
     fitting, lost = [], {"lost_shots": 0, "cut": 0}
     for item in items:
         n_shots, question = len(item.shots), item.question
@@ -318,13 +319,13 @@ def perplexity(model, ids, n_blocks=128, block_size=None):
 
 
 def perplexities(model, tok, name, ids, n_blocks, block_size):
-    """{"ppl_NAME": perplexity per token, "ppl_word_NAME": per word, "ppl_byte_NAME": per byte}. The last two
-    can be compared between tokenizers. A word ends at white space."""
+    """{"ppl_NAME": perplexity per token, "ppl_word_NAME": per word, "ppl_char_NAME": per character}. The last
+    two can be compared between tokenizers. A word ends at white space or with its document."""
     ids = ids[:n_blocks * block_size + 1]
-    text, ppl = tok.decode(ids), perplexity(model, ids, n_blocks, block_size)
+    text, ppl = tok.decode(ids).replace(EOT, "\n"), perplexity(model, ids, n_blocks, block_size)
     nats = len(ids) * math.log(ppl)
     return {f"ppl_{name}": ppl, f"ppl_word_{name}": math.exp(min(nats / len(text.split()), 700)),
-            f"ppl_byte_{name}": math.exp(min(nats / len(text.encode()), 700))}
+            f"ppl_char_{name}": math.exp(min(nats / len(text), 700))}
 
 
 def parameter_shift(model, base):
@@ -340,12 +341,11 @@ def parameter_shift(model, base):
             "shift_relative": float(np.linalg.norm(shift) / np.linalg.norm(size))}
 
 
-@torch.no_grad()
 def token_shift(model, base, english, target):
     """How far the embeddings of tokens are from `base`, as the mean L2 norm of their change: of the tokens in
     the target's text, and of those in English text alone."""
     name = "transformer.wte.weight"
-    shift = (dict(model.named_parameters())[name] - base[name]).norm(dim=1).cpu().numpy()  # (V,)
+    shift = (model.state_dict()[name] - base[name]).norm(dim=1).cpu().numpy()  # (V,)
     in_english, in_target = np.zeros((2, len(shift)), bool)  # marked, not sorted: a source may be large
     in_english[english] = in_target[target] = True
     return {"shift_target_tokens": float(shift[in_target].mean()),
@@ -369,13 +369,9 @@ class Benchmark:
                 self.label[name] = {"label": label_items(languages[name], target, n_label, seed=seed)}
             if n_cloze:
                 self.probes[f"cloze_{name}"] = cloze_items(languages[name], target, n_cloze, seed=seed)
-        if files:
-            self.label["target"] = {}
-            for name, items in read_tasks(files, n_shots=shots).items():
-                self.label["target"][name], self.lost[name] = fit(tok, items, block_size)
-        lists = [self.copain, *self.probes.values()]
-        for tasks in self.label.values():
-            lists += tasks.values()
+        for name, items in read_tasks(files, n_shots=shots).items():
+            self.label.setdefault("target", {})[name], self.lost[name] = fit(tok, items, block_size)
+        lists = [self.copain, *self.probes.values(), *(x for t in self.label.values() for x in t.values())]
         longest = max(longest_prompt(tok, items) for items in lists)
         require(longest <= block_size, f"--block_size is {block_size}, a prompt has {longest} tokens")
 
@@ -415,6 +411,7 @@ class Benchmark:
         return row
 
 
+@torch.no_grad()
 def evaluate(model, benchmark, validation, before, n_blocks=128, full=True):
     """A row of the log: perplexities on validation {name: ids}, the benchmark, the shift from `before`."""
     row = parameter_shift(model, before)
@@ -424,7 +421,7 @@ def evaluate(model, benchmark, validation, before, n_blocks=128, full=True):
         row |= benchmark(model, full)
     if len(validation) == 2:
         row |= token_shift(model, before, **validation)
-    return row
+    return {key: x.item() if hasattr(x, "item") else x for key, x in row.items()}  # of torch, numpy
 
 
 # ------------------------------------------------ command line

@@ -191,7 +191,7 @@ def read_tensors(path, advice):
 
 def load_checkpoint(path):
     """A checkpoint of train.py: a dict on the CPU. ValueError if there is none."""
-    if not Path(path).exists():
+    if not Path(path).is_file():
         raise ValueError(f"there is no {path}: give a .pt file under runs/, or download GPT-2: {DOWNLOAD}")
     ckpt = read_tensors(Path(path), "give the .pt file of a job; if it is one, delete it to train again")
     if not {"config", "model", "job"} <= ckpt.keys():
@@ -260,7 +260,7 @@ def save_gpt2(model, folder):
     config = FIXED | {
         "architectures": ["GPT2LMHeadModel"], "activation_function": c.activation, "vocab_size": c.vocab_size,
         "n_positions": c.block_size, "n_layer": c.n_layer, "n_head": c.n_head, "n_embd": c.n_embd}
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True)  # never into one that is there
     (folder / "model.safetensors").write_bytes(save(tensors, {"format": "pt"}))
     (folder / "config.json").write_text(json.dumps(config, indent=1))
 

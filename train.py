@@ -23,7 +23,6 @@ import signal
 import subprocess
 import sys
 import threading
-import traceback
 import zlib
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -40,8 +39,9 @@ from tqdm import tqdm
 
 import bench
 from curriculum import Curriculum
-from data import (SOURCES, Mixture, Tokenizer, World, load_manifest, load_tokenizer, one_line_parser, refuse,
-                  read_json_lines, require, sha256, train_bpe, write_corpus, write_file, write_json_lines)
+from data import (DOCUMENT_KINDS, SOURCES, Mixture, Tokenizer, World, load_manifest, load_tokenizer,
+                  one_line_parser, read_json_lines, refuse, require, sha256, train_bpe, write_corpus,
+                  write_file, write_json_lines, write_text)
 from ema import EMA
 from model import GPT, GPTConfig, add_lora, load_checkpoint, load_gpt2, merge_lora, model_from_checkpoint
 from results import report
@@ -107,7 +107,7 @@ class Settings:
     n_layer: int = setting(3, "blocks", 1)
     n_head: int = setting(8, "attention heads of a block", 1)
     n_embd: int = setting(128, "channels", 1)
-    block_size: int = setting(64, "tokens in a row; of real text with --init: the base's, up to 1024", 1)
+    block_size: int = setting(64, "tokens in a row; with --init and --source the base's, up to 1024", 1)
     # pretraining of the base: Muon for the matrices of the blocks, AdamW for the rest
     base_steps: int = setting(3200, "steps of the pretraining", 1, 10 ** 6)
     base_batch_size: int = setting(32, "rows in a batch of the pretraining", 1)
@@ -177,8 +177,10 @@ class Settings:
         """The settings of run i of a study, with a line of BASES and one of SCHEDULES."""
         check_name("the base of an arm", base, BASES)
         check_name("the schedule of an arm", schedule, SCHEDULES)
+        for key in (differs := BASES[base] | SCHEDULES[schedule]):
+            check_name(f"a key of BASES[{base!r}] or SCHEDULES[{schedule!r}]", key, vars(self))
         return replace(self, seed=self.seed + i, data_seed=self.data_seed + i, bench_seed=self.bench_seed + i,
-                       **BASES[base] | SCHEDULES[schedule])
+                       **differs)
 
 
 PRESETS = {
@@ -470,7 +472,7 @@ def make_model(job, tok):
         model = load_gpt2(job.start)
     else:
         ckpt = load_checkpoint(job.start)
-        check_tokenizer(job.start, ckpt, tok)
+        require(ckpt["tokenizer"] == tok.to_json(), f"{job.start} has another tokenizer: use another --name")
         model = model_from_checkpoint(ckpt)
     most = model.config.vocab_size
     require(tok.vocab_size <= most, f"{job.start} knows {most} tokens, the sources have {tok.vocab_size}")
@@ -500,7 +502,7 @@ def prepare(job):
             names = {"english": ["english"], "joint": ["english", "target", "third-language"]}[s.tokenizer]
             documents = [write_corpus(world, name, min(4000, s.documents), s.seed) for name in names]
             tok = Tokenizer(train_bpe(sum(documents, []), s.vocab_size))
-        write_file(job.data / "tokenizer.json", lambda file: file.write(tok.to_json().encode()))
+        write_text(job.data / "tokenizer.json", tok.to_json())
     tok = load_tokenizer(job.data)
     wanted = [(name, "train", s.documents, s.seed) for name in Curriculum(job.arm.curriculum).shapes]
     for name in ("english", "target"):
@@ -529,16 +531,12 @@ def shared_tokenizer(s):
     return found[0] if found else None
 
 
-def check_tokenizer(path, ckpt, tok):
-    require(ckpt["tokenizer"] == tok.to_json(), f"{path} has another tokenizer: choose another --name")
-
-
 def resume(job, parts, sources, tok):
     """Loads the job's checkpoint: the next step, the rows, the losses since, {source: tokens seen}."""
     if not job.path.exists():
         return 0, [], [], dict.fromkeys(sources, 0)
     ckpt = load_checkpoint(job.path)
-    check_tokenizer(job.path, ckpt, tok)
+    require(ckpt["tokenizer"] == tok.to_json(), f"{job.path} has another tokenizer: use another --name")
     for name, part in parts.items():
         part.load_state_dict(ckpt[name])
     return ckpt["step"], ckpt["rows"], list(ckpt["losses"].to(job.settings.device)), ckpt["tokens"]
@@ -566,10 +564,10 @@ def check_same(job, ckpt):
     old = asdict(Settings()) | ckpt["settings"] | asdict(Arm("")) | ckpt["job"]["arm"] | ckpt["contents"]
     new = asdict(job.settings) | asdict(job.arm) | contents(job.settings)
     ignored = NOT_COMPARED | OF_ARMS_ALONE if job.name == "base" else NOT_COMPARED
-    differ = [f"{key} {old.get(key)!r} there, {value!r} here" for key, value in new.items()
-              if key not in ignored and old.get(key) != value]
+    differ = [f"{key} {old.get(key)!r} there, {new.get(key)!r} here" for key in new | ckpt["contents"]
+              if key not in ignored and old.get(key) != new.get(key)]
     require(not differ, f"{job.path} was made with other settings: {'; '.join(differ)}: choose another "
-                        "--name (with --init BASE.pt no base is trained again) or another name for the arm")
+                        "--name (with --init BASE.pt no base is trained again), or delete it")
 
 
 def contents(s):
@@ -582,9 +580,9 @@ def contents(s):
 
 @functools.cache
 def content_hash(path):
-    """The hash of a file; of a GPT-2, of its weights; of a prepared source, of its manifest; or a name."""
+    """A hash of a file; of a GPT-2, of its weights; of a prepared source, of its manifest; or a name."""
     inside = [Path(path, name) for name in ("manifest.json", "model.safetensors", "pytorch_model.bin")]
-    return next((sha256(file) for file in [*inside, Path(path)] if file.is_file()), str(path))
+    return next((sha256(file)[:12] for file in [*inside, Path(path)] if file.is_file()), str(path))
 
 
 @functools.cache
@@ -646,14 +644,15 @@ def run_jobs(jobs, processes, gpus):
                 try:
                     future.result()
                 except (ValueError, OSError) as e:            # one line for the user, with its place
-                    places = re.findall(rf'"{Path(__file__).parent}/(\w+.py)", line (\d+)', str(e.__cause__))
+                    place = rf'"{Path(__file__).parent}/(\w+.py)", line (\d+), in (?!require)'
+                    places = re.findall(place, str(e.__cause__))
                     failed[job.title] = str(e) + "".join(f" ({file}:{n})" for file, n in places[-1:])
                 except torch.OutOfMemoryError:
                     failed[job.title] = "the GPU's memory is full: raise --accumulate or lower --block_size"
                 except BrokenProcessPool:
                     failed[job.title] = "its process was killed, perhaps for memory"
                 except Exception as e:                                           # a mistake in the code
-                    failed[job.title] = "".join(traceback.format_exception(e))
+                    failed[job.title] = str(e.__cause__ or e)
         return failed
     finally:
         for child in mp.active_children():
@@ -684,7 +683,7 @@ def arm_names(s):
     if s.only not in ("", "base"):
         names = [name.strip() for name in s.only.split(",")]
     for name in names:
-        check_name("an arm of --only", name, ARMS)
+        check_name("an arm of --only (commas between; your own: a line of ARMS)", name, ARMS)
         good = re.fullmatch(r"\w[\w.+-]*", name) and name != "base"  # it names files
         require(good, f"an arm is called {name!r}: use letters, digits, _.+- and not the word base")
     return names
@@ -698,7 +697,7 @@ def reported_jobs(s):
 
 
 def check_files(s):
-    """Says what to know of the files that the user gave. Raises ValueError if they cannot be used."""
+    """Prints which prompts are cut, and which the sources hold. ValueError if files cannot be used."""
     folders = s.prepared()
     shares = {name: load_manifest(folder, s.block_size)["val"] for name, folder in folders.items()}
     require(len(set(shares.values())) < 2, f"the sources hold out {shares}: prepare all with one --val")
@@ -731,11 +730,15 @@ def plan(s):
                 "lora_rank and l2 not negative; LoRA and l2 do not go together, and shadow needs ema_alpha")
         for name in curriculum.shapes:
             check_name(f"a source in the curriculum of {job.name!r}", name, s.corpora())
+            for kind in SOURCES.get(s.corpora()[name], ("", {}))[1]:
+                check_name(f"a kind of document of {name!r} in SOURCES", kind, DOCUMENT_KINDS)
         curriculum.check(job.steps)
         require(job.batch_size % parts == 0, f"{job.batch_size} rows cannot be cut into {parts} equal parts")
     for job in [*jobs.values(), *reported_jobs(s)]:  # rows of different settings are never averaged
         if job.path.exists():
             check_same(job, load_checkpoint(job.path))
+        elif job.path not in jobs and job.steps in [row["step"] for row in job.rows()]:
+            raise ValueError(f"{job.log} has lost its {job.path.name}: delete it, or choose another --name")
     return list(jobs.values())
 
 
@@ -778,7 +781,7 @@ def study(s):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"{run} is in use by another process: wait, or choose another --name") from None
-        names = ", ".join(dict.fromkeys(job.name for job in jobs))
+        names = ", ".join(dict.fromkeys(job.name + " (finished before)" * job.finished() for job in jobs))
         print(f"{s.study}: {s.seeds} x {names}, in {run}\n{s.dtype}, {provenance(s.device)['machine']}\n"
               f"an arm: {s.steps:,} steps of {s.batch_size} rows of {s.block_size}, so "
               f"{s.batch_size * s.block_size:,} tokens a step; peak learning rate {s.lr:g}", flush=True)
@@ -800,7 +803,7 @@ def parse_flags(argv):
         parser.add_argument(f"--{f.name}", help=words, metavar=f.type.__name__, **kind)
     given, unknown = parser.parse_known_args(argv)
     for text in unknown:
-        check_name("the argument", text.split("=")[0], names)
+        check_name("the argument (--source and --task are repeated)", text.split("=")[0], names)
     given = vars(given)
     has_gpu = torch.cuda.is_available() and given.get("device") != "cpu"
     default = "text" if given.get("source") and given.get("init") else "gpu" if has_gpu else "laptop"

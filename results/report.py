@@ -38,9 +38,8 @@ class Log:
         self.running = {job: some for job, some in begun.items() if some[-1]["step"] != self.last}
         self.arms = list(dict.fromkeys(arm for arm, seed in begun if (arm, seed) not in self.running))
         self.rules, self.chance = rules, {"copain": copain_chance(rules), "label_target": label_chance}
-        self.unfinished = {}  # {seed: the arms that this run has not finished}
-        for seed in sorted({row["seed"] for row in rows}):
-            self.unfinished[seed] = [arm for arm in self.arms if (arm, seed, self.last) not in self.rows]
+        self.unfinished = {seed: [arm for arm in self.arms if (arm, seed, self.last) not in self.rows]
+                           for seed in sorted({row["seed"] for row in rows})}  # {run: arms that are missing}
         self.seeds = [seed for seed, missing in self.unfinished.items() if self.arms and not missing]
         self.tasks = [key.removesuffix(" acc") for key in (rows[0] if rows else {}) if key.endswith(" acc")]
         self.of_run, self.runs = "", f"means over {len(self.seeds)} runs [95% t interval over runs]"
@@ -382,7 +381,7 @@ HEADINGS = {  # of a report's first table; a terminal shows the first seven metr
     "ppl_target": "target ppl", "copain": "Copain %", "gain": "gain from shots",
     "label_target": "label task %", "label_ppl_target": "label ppl", "label_english": "label, English %",
     "shift_l2": "L2 shift", "cloze_target": "cloze task %", "ppl_word_target": "target ppl a word",
-    "ppl_byte_target": "target ppl a byte", "shift_relative": "relative shift",
+    "ppl_char_target": "target ppl a character", "shift_relative": "relative shift",
     "shift_embeddings": "L2, embeddings", "shift_blocks": "L2, blocks",
     "shift_target_tokens": "L2, target's tokens", "shift_english_tokens": "L2, English-only tokens",
     "ppl_english": "English ppl", "cloze_english": "cloze, English %",
@@ -540,8 +539,9 @@ def report_text(log, info, claims):
                  claims_table(verdicts(these, judged), columns, log.of_run)]
         if info["judge_best"]:  # the other pairs are of arms at one rate
             text.append(pairs_table(these, info["pairs"]))
+    others = [(arm, "target") for arm in log.arms if not (arms[arm]["base"] or arm in sum(info["pairs"], []))]
     text += ["## Arm against arm", "Differences and ratios at the end, paired by run; the gap is what "
-             "target+english gains over target.", pairs_table(log, info["pairs"]),
+             "target+english gains over target.", pairs_table(log, info["pairs"] + others),
              "## Is it in-context learning?", "Without shots, or with shuffled answers, a model can only use "
              "what it knows without the context. Restricted: only the list's elements compete. Five rules: "
              "those that need shots. Recall probe: the query is one of the shots; chance 17%. Held-out rule: "
@@ -553,8 +553,8 @@ def report_text(log, info, claims):
 
 
 def report(folder):
-    """Writes report.md and figure.png into a study's folder, from its settings.json and metrics.jsonl alone.
-    Returns the text that ends the study, even if the figure cannot be drawn."""
+    """Writes report.md and figure.png into a study's folder, from its settings.json and its log alone. Returns
+    the text that ends the study, even if the figure cannot be drawn."""
     folder = Path(folder)
     log, info = read_study(folder)
     claims = verdicts(log, info["study"]) if log.seeds else []
@@ -592,7 +592,7 @@ def findings(results):
         parts += [f"**{info['study']}: {info['question']}** {provenance(log, info)} "
                   f"([report]({path.parent.name}/report.md), [figure]({path.parent.name}/figure.png))",
                   pairs_table(log, info["pairs"])]
-    require(logs, f"{results} is no study and holds none (metrics.jsonl is missing): run train.py first")
+    require(logs, f"{results} is no folder of a study, and holds none: give runs/NAME or runs/NAME/STUDY")
     for study in dict.fromkeys(claim.study for claim in CLAIMS):
         log = logs.get(study, Log([]))
         claims += [v | {"study": f"{study}, {len(log.seeds)}", "verdict": v["verdict"] + log.of_run}
@@ -625,8 +625,8 @@ def compare(a, b):
     differ = [key for key in what[0] | what[1] if what[0].get(key) != what[1].get(key)]
     other = [key for key in differ if key.split()[0] in ALIKE]
     log = Log(rows)
-    require(log.seeds and not other, f"{a} and {b} are not evaluated alike: {', '.join(other) or 'no run'} "
-            "must be the same")
+    require(log.seeds, f"{a} and {b} have no finished run of the same seed")
+    require(not other, f"{a} and {b} are not evaluated alike: {', '.join(other)} must be the same")
     return "\n\n".join([
         f"A: {a}\nB: {b}\n{log.runs}", ends_table(log, arms, HEADINGS, 7),
         pairs_table(log, [(f"{arm}, B", f"{arm}, A") for arm in both]),

@@ -56,9 +56,6 @@ MORE_ARMS = {
     "frozen-attention": Arm(TARGET, trained=r"^(?!.*\.attn\.)"),  # all names without .attn. in them
     "frozen-blocks":    Arm(TARGET, trained=r"wte|wpe|ln_f"),
 }
-taken = ARMS.keys() & MORE_ARMS.keys()
-require(not taken, f"{', '.join(taken)}: an arm of train.py and one of results/studies.py have this name")
-ARMS |= MORE_ARMS
 SCHEDULES |= {  # of the learning rate: what differs from main's, which is low from 15% of the steps on
     "at-40":    dict(warmup=0.01, lr_until=0.4, lr_floor=0.05),
     "paper":    dict(warmup=0.1, lr_until=1.0, lr_floor=0.033),
@@ -75,16 +72,19 @@ BASES |= {  # what differs from main's base, which has seen 0.3% of the target l
 }
 for name in MAIN:
     for schedule in ("at-40", "paper"):
-        ARMS[f"{name}-{schedule}"] = replace(ARMS[name], schedule=schedule)
+        MORE_ARMS[f"{name}-{schedule}"] = replace(ARMS[name], schedule=schedule)
     for scale in (0.2, 0.5, 2):
-        ARMS[f"{name}-lr-{scale}"] = replace(ARMS[name], lr_scale=scale)
-        ARMS[f"joint-{name}-lr-{scale}"] = replace(ARMS[name], base="joint", lr_scale=scale)
+        MORE_ARMS[f"{name}-lr-{scale}"] = replace(ARMS[name], lr_scale=scale)
+        MORE_ARMS[f"joint-{name}-lr-{scale}"] = replace(ARMS[name], base="joint", lr_scale=scale)
     for base in ("small", "large", "joint"):
-        ARMS[f"{base}-{name}"] = replace(ARMS[name], base=base)
+        MORE_ARMS[f"{base}-{name}"] = replace(ARMS[name], base=base)
 for base in [name for name in BASES if name.startswith("seen")]:
     for rate, scale in (("", 1.0), ("-lr-0.1", 0.1)):  # much seen, a low rate: the paper's case
-        ARMS[base + rate] = Arm(TARGET, base=base, lr_scale=scale)
-        ARMS[f"{base}+english{rate}"] = Arm(REPLAY, base=base, lr_scale=scale)
+        MORE_ARMS[base + rate] = Arm(TARGET, base=base, lr_scale=scale)
+        MORE_ARMS[f"{base}+english{rate}"] = Arm(REPLAY, base=base, lr_scale=scale)
+taken = ARMS.keys() & MORE_ARMS.keys()
+require(not taken, f"{', '.join(taken)}: an arm of train.py and one of results/studies.py have this name")
+ARMS |= MORE_ARMS
 
 
 # ---------------------------------------------------------------------------------------------------- studies

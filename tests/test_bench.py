@@ -216,12 +216,13 @@ def test_parameter_shift_is_the_mean_of_the_norms_per_tensor(tiny):
     assert shift["shift_relative"] == pytest.approx(3 / norm, rel=1e-5)
 
 
-def test_perplexity_per_word_and_per_byte_share_out_the_same_nats(world, tok):
+def test_perplexity_per_word_and_per_character_share_out_the_same_nats_and_no_end_of_a_document_is_a_word(tok):
     ids = tok.encode_documents(["a dog eats"] * 40)
     row, text = bench.perplexities(random_gpt(tok), tok, "x", ids, 2, 32), tok.decode(ids[:65])
-    nats = 65 * math.log(row["ppl_x"])
+    nats, text = 65 * math.log(row["ppl_x"]), text.replace("<|endoftext|>", "\n")
+    assert set(text.split()) == {"a", "dog", "eats"}
     assert math.log(row["ppl_word_x"]) == pytest.approx(nats / len(text.split()))
-    assert math.log(row["ppl_byte_x"]) == pytest.approx(nats / len(text))
+    assert math.log(row["ppl_char_x"]) == pytest.approx(nats / len(text))
 
 
 def test_the_shift_of_token_embeddings_is_told_apart_by_the_texts_that_use_them(tiny):
@@ -233,7 +234,7 @@ def test_the_shift_of_token_embeddings_is_told_apart_by_the_texts_that_use_them(
     assert shift["shift_english_tokens"] == pytest.approx((1 + 4) / 2)
 
 
-def test_rows_have_the_same_items_at_every_step_and_are_in_float32_under_autocast_too(world, tok):
+def test_rows_hold_plain_numbers_of_the_same_items_in_float32_under_autocast_too(world, tok, monkeypatch):
     b, gpt = Benchmark(world, tok, 3, 9, 6, block_size=64), random_gpt(tok)
     before = {n: p.detach().clone() for n, p in gpt.named_parameters()}
     ids = {"target": np.arange(64 * 7 + 1) % tok.vocab_size}
@@ -244,3 +245,5 @@ def test_rows_have_the_same_items_at_every_step_and_are_in_float32_under_autocas
     assert set(end) - set(middle) == {
         "cloze_english", "cloze_target", "recall", "held_out_rule", "held_out_restricted", "copain_shuffled",
         "label_english_shuffled", "label_target_shuffled", *(f"label_{x}_zero-shot" for x in b.label)}
+    monkeypatch.setattr(bench, "parameter_shift", lambda *_: {"x": np.float32(0.5), "y": torch.tensor(2)})
+    assert str(evaluate(gpt, b, ids, before, 7, full=False)).startswith("{'x': 0.5, 'y': 2, ")

@@ -43,7 +43,7 @@ def test_weights_out_of_range_or_not_summing_to_one_are_found_before_a_run_at_an
     "target=rest target=constant(0)", "target=rest english=rest", "target=rest english=constant(0.2) junk",
     "target=rest english=constant(1" + "0" * 400 + ")", "target=rest english=window(0.2, 10, 20)",
     "target=rest english=window((0.1, 0.2), 0, 0.1)", "target=rest english=window(1j, 0, 0.1)",
-    "target=rest(1) english=constant(0.2)"])
+    "target=rest(1) english=constant(0.2)", "target=rest english=window(0.2, 0.5, 0.1)"])
 def test_a_line_that_cannot_be_read_is_refused_in_one_line(text):
     with pytest.raises(ValueError) as e:
         Curriculum(text)

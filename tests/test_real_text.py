@@ -79,8 +79,7 @@ def test_the_same_files_at_another_path_or_behind_a_link_are_the_same_on_a_rerun
     assert code == 0 and times(adapted / "runs/eu", "seed3000/*.pt") == before, err
 
 
-def test_any_mixture_is_a_line_of_ARMS_with_a_third_language_and_the_toy_worlds_patterns(
-        text, call, monkeypatch):
+def test_any_mixture_is_a_line_of_ARMS_with_a_third_language_and_toy_patterns(text, call, monkeypatch):
     monkeypatch.setitem(train.ARMS, "mine", train.Arm("target=rest hi=constant(0.25) patterns=constant(0.5)"))
     more = "--source hi=data/hi --source patterns=english-patterns --documents 200 --init gpt2 --only mine"
     code, _, err = call(text, "train.py", *SMALL, *SOURCES, *more.split(), "--name", "mixed")
@@ -114,6 +113,7 @@ def test_text_is_the_preset_of_real_text_with_a_base_and_the_block_that_of_the_b
     ("--init gpt2 --source eu=data/hi --source en=data/ar --name eu", "source target '.* there"),
     ("--init gpt2 --source eu=data/eu --source en=english-prose --name eu", "english .*'english-prose'"),
     ("--init runs/eu/seed3000/ema.pt --source eu=data/eu --source en=data/ar --name eu", "init file '"),
+    ("--source eu=data/eu --source en=data/ar --name eu", "init file '.*' there, None here"),
     ("--init gpt2 --source eu=data/eu --source en=data/ar --name eu --shots 1 --task other.jsonl",
      "settings: task 1 '.* there, '.* here: choose")])  # so a file is known by what it holds
 def test_a_mistake_about_sources_gets_one_line_and_writes_nothing(adapted, call, flags, words):

@@ -85,8 +85,7 @@ def test_ctrl_c_and_a_killed_parent_leave_no_child_and_every_checkpoint(running,
         assert "to continue: python train.py --preset smoke" in err
 
 
-def test_a_killed_and_a_failed_arm_are_named_the_others_are_reported_and_a_rerun_does_the_rest(
-        failing, study, call):
+def test_killed_and_failed_arms_are_named_the_others_reported_and_a_rerun_does_the_rest(failing, study, call):
     path, process = failing
     out, err = process.communicate(timeout=60)
     last = err.splitlines()[-1]
@@ -104,6 +103,9 @@ def test_a_killed_and_a_failed_arm_are_named_the_others_are_reported_and_a_rerun
     for name in ("target", "ema"):
         ends = [load_checkpoint(folder / f"runs/smoke/seed3000/{name}.pt") for folder in (path, study[0])]
         assert equal(*ends)
+    log.with_suffix(".pt").unlink()  # then nothing tells with which settings its rows were made
+    code, _, err = call(path, "train.py", *SMOKE, "--seeds", "2", "--only", "target")
+    assert code == 2 and "ema.jsonl has lost its ema.pt" in err and len(err.splitlines()) == 1, err
 
 
 def test_a_second_run_of_one_name_is_refused(tmp_path, call):
@@ -115,8 +117,7 @@ def test_a_second_run_of_one_name_is_refused(tmp_path, call):
     assert [p.name for p in (tmp_path / "runs/smoke").iterdir()] == [".lock"]
 
 
-def test_what_was_run_is_not_mixed_with_other_settings_arms_or_schedules_and_stays_as_it_was(
-        study, call, monkeypatch):
+def test_what_was_run_is_mixed_with_no_other_settings_and_stays_as_it_was(study, call, monkeypatch):
     def is_refused(file, words, *flags):
         code, _, err = call(path, "train.py", *SMOKE, "--seeds", "2", *flags)
         assert code == 2 and f"{file} was made with other settings: {words}" in err, err

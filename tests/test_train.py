@@ -77,8 +77,7 @@ def test_evaluation_and_a_shadow_average_leave_training_bit_identical(fresh, mon
 
 @pytest.mark.parametrize("name, stop", [
     ("base", 5), ("ema", 5), ("ema", 9), ("ema-every-10", 9), ("target+english", 5), ("curriculum", 9)])
-def test_the_same_seed_gives_the_same_run_bit_for_bit_also_if_it_is_stopped_anywhere_and_resumed(
-        fresh, monkeypatch, name, stop):
+def test_the_same_seed_gives_the_same_run_bit_for_bit_if_it_is_resumed_too(fresh, monkeypatch, name, stop):
     whole, job = fresh(name), fresh(name)
     rows = train.train(whole)
     train_until(job, stop, monkeypatch)
@@ -201,10 +200,14 @@ def test_an_arm_of_ones_own_is_a_line_of_ARMS_and_its_name(study, call, monkeypa
     monkeypatch.setitem(train.ARMS, "mine", train.Arm("target=rest english=constant(0.1)"))
     code, out, err = call(study[0], "train.py", *SMOKE, "--seeds", "2", "--only", "mine")
     assert code == 0 and re.search(r"\| mine +\|", out) and re.search(r"\| target +\|", out), err
-    for wrong in (dict(ema_alpha=1.5), dict(shadow=True), dict(lora_rank=-1), dict(lora_rank=1, l2=1.0)):
-        monkeypatch.setitem(train.ARMS, "mine", train.Arm("target=rest", **wrong))  # refused before training
+    assert "| mine against target" in (study[0] / "runs/smoke/main/report.md").read_text()
+    monkeypatch.setitem(train.BASES, "odd", dict(n_embed=96))
+    monkeypatch.setitem(train.SOURCES, "odd", ("english", dict(prosa=1)))
+    for wrong in (dict(ema_alpha=1.5), dict(shadow=True), dict(lora_rank=-1), dict(lora_rank=1, l2=1.0),
+                  dict(base="odd"), dict(curriculum="target=rest odd=constant(0.2)")):  # before any training
+        monkeypatch.setitem(train.ARMS, "mine", train.Arm(**{"curriculum": "target=rest"} | wrong))
         code, _, err = call(study[0], "train.py", *SMOKE, "--seeds", "2", "--only", "mine", "--name", "new")
-        assert code == 2 and re.search("alpha 1.5|'mine'", err) and not (study[0] / "runs/new").exists(), err
+        assert code == 2 and re.search("alpha 1.5|'mine'|'n_embd'|'prose'", err) and not (study[0] / "runs/new").exists()
 
 
 def test_arms_of_another_base_share_what_was_run(study, call):
