@@ -458,7 +458,7 @@ def read_json_lines(path, errors=None):
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as e:
-                raise ValueError(f"{where}: not JSON ({e})") from None
+                raise ValueError(f"{where}: not JSON on one line ({e})") from None
             require(isinstance(row, dict), f"{where}: {line[:40]!r} is not an object with named fields")
             yield where, row
 
@@ -550,6 +550,7 @@ def prepare(name, paths, out="data", field="text", tokenizer="gpt2", vocab_size=
     """Encodes text files into the folder out/name and returns it. An interrupted run starts again."""
     final, part = Path(out) / name, Path(out) / f"{name}.part"
     require(not final.exists(), f"{final} is there already: choose another --name")
+    require(Path(name).name == name, f"--name is {name!r}, expected a folder's name; --out says where")
     require(0 < val < 1, f"--val is {val}, expected a share between 0 and 1")
     found, others = {}, Counter()
     find_texts(map(Path, paths), found, others)
