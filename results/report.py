@@ -12,12 +12,14 @@ import copy
 import json
 import math
 import os
+import sys
 from collections import namedtuple
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+sys.path.append(str(Path(__file__).parents[1]))  # for python results/report.py, without -m
 from data import (COPAIN_TASKS, one_line_parser, read_json_lines, require, run_command, write_file,
                   write_json_lines, write_text)
 
@@ -401,10 +403,8 @@ RATIOS = {"ppl_target": "target ppl", "label_ppl_target": "label ppl", "shift_l2
 def markdown(heading, rows):
     """A table. Columns are padded, up to a width of 40, so that a terminal can show it, too."""
     width = [min(40, max(map(len, column))) for column in zip(heading, *rows)]
-    lines = []
-    for row in [heading, ["-" * max(3, w) for w in width], *rows]:
-        lines.append("| " + " | ".join(cell.ljust(w) for cell, w in zip(row, width)) + " |")
-    return "\n".join(lines)
+    table = [heading, ["-" * max(3, w) for w in width], *rows]
+    return "\n".join("| " + " | ".join(cell.ljust(w) for cell, w in zip(row, width)) + " |" for row in table)
 
 
 def claims_table(claims, columns, of_run):

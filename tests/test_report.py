@@ -232,10 +232,10 @@ def test_a_figure_that_fails_costs_no_table_and_no_file(tmp_path, monkeypatch):
     assert "| max_integer_in_list       | 90   | 20     | 85             |" in text  # base, target, + English
 
 
-def test_the_command_draws_even_if_it_inherits_a_backend_that_does_not_exist(tmp_path):
+def test_the_file_itself_is_a_command_and_draws_even_if_it_inherits_a_backend_that_does_not_exist(tmp_path):
     folder = write_study(tmp_path / "main", rows_of(TWO, seeds=1))
-    run = subprocess.run([sys.executable, "-m", "results.report", folder], text=True, capture_output=True,
-                         env=os.environ | {"MPLBACKEND": "nonsense"})
+    run = subprocess.run([sys.executable, report.__file__, folder], text=True, capture_output=True,
+                         env=os.environ | {"MPLBACKEND": "nonsense", "PYTHONPATH": ""})
     assert (folder / "figure.png").stat().st_size > 10_000 and "C1" in run.stdout, run.stdout + run.stderr
 
 
