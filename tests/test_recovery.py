@@ -15,12 +15,12 @@ from conftest import ROOT, SMOKE, equal, rows_of, times
 from model import load_checkpoint
 
 
-def start(path, *flags, code=None):
+def start(path, *flags, code=None, nice=0):
     """A training run in a process of its own, in a group of its own."""
     command = ["-c", code] if code else [str(ROOT / "train.py")]
     return subprocess.Popen([sys.executable, *command, *SMOKE, *flags], cwd=path, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # not ignored
+                            preexec_fn=lambda: (os.nice(nice), signal.signal(signal.SIGINT, signal.SIG_DFL)))
 
 
 def wait_until(condition):
@@ -41,12 +41,12 @@ def have_ended(group):
 
 @pytest.fixture(scope="module", autouse=True)
 def running(smoke, tmp_path_factory):
-    """{"interrupt", "kill"}: two long studies, (folder, process), that have begun when a test needs them."""
+    """{"interrupt", "kill"}: two long studies, (folder, process), which begin while other tests run."""
     found = {}
-    for what in ("interrupt", "kill"):
+    for what, arms in (("interrupt", "target,ema"), ("kill", "ema")):
         path = tmp_path_factory.mktemp(what)
         found[what] = path, start(path, "--init", smoke[1] / "base.pt", "--steps", "100000",
-                                  "--checkpoint_every", "5", "--only", "target,ema")
+                                  "--checkpoint_every", "5", "--only", arms, nice=19)
     yield found
     for _, process in found.values():
         process.kill()  # if no test has stopped it
@@ -63,49 +63,6 @@ def failing(study, tmp_path_factory):
     (path / "bad.py").write_text("import os, signal\ndef run_job(job, *args):\n    if job.name == 'ema': "
                                  "os.kill(os.getpid(), signal.SIGKILL)\n    raise OSError('the disk is gone')\n")
     return path, start(path, "--seeds", "2", code="import bad, train; train.run_job = bad.run_job; train.main()")
-
-
-@pytest.mark.parametrize("what", ["interrupt", "kill"])
-def test_ctrl_c_and_a_killed_parent_leave_no_child_and_every_checkpoint(running, what):
-    path, process = running[what]
-    arms = [path / f"runs/smoke/seed3000/{name}.pt" for name in ("target", "ema")]
-    wait_until(lambda: all(arm.exists() for arm in arms))
-    began = time.time()
-    if what == "interrupt":
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        os.killpg(process.pid, signal.SIGINT)  # and a user who does not wait
-    else:
-        process.kill()
-    _, err = process.communicate(timeout=30)
-    wait_until(lambda: have_ended(process.pid))
-    assert time.time() - began < 10
-    assert all(load_checkpoint(arm)["step"] % 5 == 0 for arm in arms)
-    if what == "interrupt":
-        assert process.returncode == 130 and "Traceback" not in err
-        assert "to continue: python train.py --preset smoke" in err
-
-
-def test_killed_and_failed_arms_are_named_the_others_reported_and_a_rerun_does_the_rest(failing, study, call):
-    path, process = failing
-    out, err = process.communicate(timeout=60)
-    last = err.splitlines()[-1]
-    assert process.returncode == 1 and "Traceback" not in err and "BrokenProcessPool" not in err, err
-    assert "3000 ema: its process was killed, perhaps for memory" in last
-    assert "3000 target: the disk is gone" in last and "the same command runs what is missing" in last
-    assert "Not averaged: seed 3000" in (path / "runs/smoke/main/report.md").read_text()
-    before = times(path / "runs/smoke", "seed*/[!e]*.pt")  # without ema.pt
-    log = path / "runs/smoke/seed3001/ema.jsonl"
-    rows = rows_of(log)
-    log.unlink()  # it is written again from its checkpoint
-    code, _, err = call(path, "train.py", *SMOKE, "--seeds", "2")
-    assert code == 0 and rows_of(log) == rows, err
-    assert before.items() <= times(path / "runs/smoke").items()
-    for name in ("target", "ema"):
-        ends = [load_checkpoint(folder / f"runs/smoke/seed3000/{name}.pt") for folder in (path, study[0])]
-        assert equal(*ends)
-    log.with_suffix(".pt").unlink()  # then nothing tells with which settings its rows were made
-    code, _, err = call(path, "train.py", *SMOKE, "--seeds", "2", "--only", "target")
-    assert code == 2 and "ema.jsonl has lost its ema.pt" in err and len(err.splitlines()) == 1, err
 
 
 def test_a_second_run_of_one_name_is_refused(tmp_path, call):
@@ -165,3 +122,46 @@ def test_an_arm_that_would_train_nothing_is_refused(fresh):
     job = fresh("target")
     with pytest.raises(ValueError, match="'loar_' names nothing to train"):
         train.train(dataclasses.replace(job, arm=dataclasses.replace(job.arm, trained="loar_")))
+
+
+def test_killed_and_failed_arms_are_named_the_others_reported_and_a_rerun_does_the_rest(failing, study, call):
+    path, process = failing
+    out, err = process.communicate(timeout=60)
+    last = err.splitlines()[-1]
+    assert process.returncode == 1 and "Traceback" not in err and "BrokenProcessPool" not in err, err
+    assert "3000 ema: its process was killed, perhaps for memory" in last
+    assert "3000 target: the disk is gone" in last and "the same command runs what is missing" in last
+    assert "Not averaged: seed 3000" in (path / "runs/smoke/main/report.md").read_text()
+    before = times(path / "runs/smoke", "seed*/[!e]*.pt")  # without ema.pt
+    log = path / "runs/smoke/seed3001/ema.jsonl"
+    rows = rows_of(log)
+    log.unlink()  # it is written again from its checkpoint
+    code, _, err = call(path, "train.py", *SMOKE, "--seeds", "2")
+    assert code == 0 and rows_of(log) == rows, err
+    assert before.items() <= times(path / "runs/smoke").items()
+    for name in ("target", "ema"):
+        ends = [load_checkpoint(folder / f"runs/smoke/seed3000/{name}.pt") for folder in (path, study[0])]
+        assert equal(*ends)
+    log.with_suffix(".pt").unlink()  # then nothing tells with which settings its rows were made
+    code, _, err = call(path, "train.py", *SMOKE, "--seeds", "2", "--only", "target")
+    assert code == 2 and "ema.jsonl has lost its ema.pt" in err and len(err.splitlines()) == 1, err
+
+
+@pytest.mark.parametrize("what", ["interrupt", "kill"])
+def test_ctrl_c_and_a_killed_parent_leave_no_child_and_every_checkpoint(running, what):
+    path, process = running[what]
+    arms = [path / f"runs/smoke/seed3000/{name}.pt" for name in ("target", "ema")[what == "kill":]]
+    wait_until(lambda: all(arm.exists() for arm in arms))
+    began = time.time()
+    if what == "interrupt":
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        os.killpg(process.pid, signal.SIGINT)  # and a user who does not wait
+    else:
+        process.kill()
+    _, err = process.communicate(timeout=30)
+    wait_until(lambda: have_ended(process.pid))
+    assert time.time() - began < 10
+    assert all(load_checkpoint(arm)["step"] % 5 == 0 for arm in arms)
+    if what == "interrupt":
+        assert process.returncode == 130 and "Traceback" not in err
+        assert "to continue: python train.py --preset smoke" in err
