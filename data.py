@@ -78,6 +78,7 @@ ENGLISH = Language("english", {w: w for w in WORDS})
 
 def make_language(name, seed, order="SOV", cognates=0.5):
     """A language of generated words. In each category, the share `cognates` of nouns stays English."""
+    require(sorted(order) == ["O", "S", "V"], f"word order {order!r} is no permutation of S, V, O")
     rng = Random(f"{name}/{seed}")
     syllables = [c + v for c in rng.sample("bdgklmnprstz", 9) for v in "aeiou"]
     taken = set(WORDS)

@@ -189,13 +189,15 @@ def read_tensors(path, advice):
         raise ValueError(f"{path} is damaged or of another kind ({type(e).__name__}): {advice}") from None
 
 
-def load_checkpoint(path):
-    """A checkpoint of train.py: a dict on the CPU. ValueError if there is none."""
+def load_checkpoint(path, tok=None):
+    """A checkpoint of train.py, on the CPU. ValueError if there is none, or its tokenizer is not tok."""
     if not Path(path).is_file():
         raise ValueError(f"there is no {path}: give a .pt file under runs/, or download GPT-2: {DOWNLOAD}")
     ckpt = read_tensors(Path(path), "give the .pt file of a job; if it is one, delete it to train again")
     if not {"config", "model", "job"} <= ckpt.keys():
         raise ValueError(f"{path} is not a nanoCPT checkpoint: give a .pt file that train.py wrote")
+    if tok and ckpt["tokenizer"] != tok.to_json():
+        raise ValueError(f"{path} has another tokenizer: choose another --name")
     return ckpt
 
 

@@ -471,9 +471,7 @@ def make_model(job, tok):
     elif Path(job.start).is_dir():
         model = load_gpt2(job.start)
     else:
-        ckpt = load_checkpoint(job.start)
-        require(ckpt["tokenizer"] == tok.to_json(), f"{job.start} has another tokenizer: use another --name")
-        model = model_from_checkpoint(ckpt)
+        model = model_from_checkpoint(load_checkpoint(job.start, tok))
     most = model.config.vocab_size
     require(tok.vocab_size <= most, f"{job.start} knows {most} tokens, the sources have {tok.vocab_size}")
     base = {name: p.detach().clone().to(s.device) for name, p in model.named_parameters()}
@@ -535,8 +533,7 @@ def resume(job, parts, sources, tok):
     """Loads the job's checkpoint: the next step, the rows, the losses since, {source: tokens seen}."""
     if not job.path.exists():
         return 0, [], [], dict.fromkeys(sources, 0)
-    ckpt = load_checkpoint(job.path)
-    require(ckpt["tokenizer"] == tok.to_json(), f"{job.path} has another tokenizer: use another --name")
+    ckpt = load_checkpoint(job.path, tok)
     for name, part in parts.items():
         part.load_state_dict(ckpt[name])
     return ckpt["step"], ckpt["rows"], list(ckpt["losses"].to(job.settings.device)), ckpt["tokens"]

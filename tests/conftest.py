@@ -4,7 +4,6 @@ import dataclasses
 import io
 import itertools
 import json
-import multiprocessing
 import multiprocessing.forkserver
 import os
 import runpy
@@ -32,7 +31,6 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["train", "torch._dynamo"])
 train.mp = SimpleNamespace(get_context=lambda method: CONTEXT, parent_process=multiprocessing.parent_process,
                            active_children=multiprocessing.active_children)
-
 SMOKE = ("--preset", "smoke", "--device", "cpu", "--dtype", "float32", "--documents", "300", "--base_steps",
          "6", "--steps", "12", "--copain_items", "3", "--label_items", "6", "--processes", "2")
 

@@ -220,7 +220,6 @@ def test_perplexity_per_word_and_per_character_share_out_the_same_nats_and_no_en
     ids = tok.encode_documents(["a dog eats"] * 40)
     row, text = bench.perplexities(random_gpt(tok), tok, "x", ids, 2, 32), tok.decode(ids[:65])
     nats, text = 65 * math.log(row["ppl_x"]), text.replace("<|endoftext|>", "\n")
-    assert set(text.split()) == {"a", "dog", "eats"}
     assert math.log(row["ppl_word_x"]) == pytest.approx(nats / len(text.split()))
     assert math.log(row["ppl_char_x"]) == pytest.approx(nats / len(text))
 

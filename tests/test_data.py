@@ -73,13 +73,16 @@ def test_a_language_has_the_asked_share_of_cognates_and_no_other_english_word(co
 
 
 @pytest.mark.parametrize("order", ["SOV", "SVO", "VSO"])
-def test_prose_follows_the_word_order_of_its_language(order):
+def test_prose_follows_the_word_order_of_its_language_and_an_impossible_one_is_refused(order):
     lang = make_language("x", 0, order, 0.0)
     verbs = {lang.words[v] for v in data.VERBS.values()}
     text, ends = "".join(data.prose(Random(i), World(), lang) for i in range(50)), data.SENTENCE_ENDS
     for sentence in regex.split("|".join(map(regex.escape, sorted(ends, key=len, reverse=True))), text)[:-1]:
         place = [word in verbs for word in sentence.split()]
         assert {"SOV": place[-1], "VSO": place[0], "SVO": any(place[1:-1])}[order] and sum(place) == 1
+    for wrong in ("SVX", "SV"):
+        with pytest.raises(ValueError, match="word order"):
+            make_language("x", 0, wrong)
 
 
 def test_nouns_follow_zipfs_law_and_adjectives_mostly_fit():

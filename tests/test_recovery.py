@@ -43,10 +43,10 @@ def have_ended(group):
 def running(smoke, tmp_path_factory):
     """{"interrupt", "kill"}: two long studies, (folder, process), which begin while other tests run."""
     found = {}
-    for what, arms in (("interrupt", "target,ema"), ("kill", "ema")):
+    for what in ("interrupt", "kill"):
         path = tmp_path_factory.mktemp(what)
         found[what] = path, start(path, "--init", smoke[1] / "base.pt", "--steps", "100000",
-                                  "--checkpoint_every", "5", "--only", arms, nice=19)
+                                  "--checkpoint_every", "5", "--only", "target,ema", nice=19)
     yield found
     for _, process in found.values():
         process.kill()  # if no test has stopped it
@@ -133,8 +133,7 @@ def test_killed_and_failed_arms_are_named_the_others_reported_and_a_rerun_does_t
     assert "3000 target: the disk is gone" in last and "the same command runs what is missing" in last
     assert "Not averaged: seed 3000" in (path / "runs/smoke/main/report.md").read_text()
     before = times(path / "runs/smoke", "seed*/[!e]*.pt")  # without ema.pt
-    log = path / "runs/smoke/seed3001/ema.jsonl"
-    rows = rows_of(log)
+    rows = rows_of(log := path / "runs/smoke/seed3001/ema.jsonl")
     log.unlink()  # it is written again from its checkpoint
     code, _, err = call(path, "train.py", *SMOKE, "--seeds", "2")
     assert code == 0 and rows_of(log) == rows, err
@@ -150,7 +149,7 @@ def test_killed_and_failed_arms_are_named_the_others_reported_and_a_rerun_does_t
 @pytest.mark.parametrize("what", ["interrupt", "kill"])
 def test_ctrl_c_and_a_killed_parent_leave_no_child_and_every_checkpoint(running, what):
     path, process = running[what]
-    arms = [path / f"runs/smoke/seed3000/{name}.pt" for name in ("target", "ema")[what == "kill":]]
+    arms = [path / f"runs/smoke/seed3000/{name}.pt" for name in ("target", "ema")]
     wait_until(lambda: all(arm.exists() for arm in arms))
     began = time.time()
     if what == "interrupt":

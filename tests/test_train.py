@@ -207,7 +207,8 @@ def test_an_arm_of_ones_own_is_a_line_of_ARMS_and_its_name(study, call, monkeypa
                   dict(base="odd"), dict(curriculum="target=rest odd=constant(0.2)")):  # before any training
         monkeypatch.setitem(train.ARMS, "mine", train.Arm(**{"curriculum": "target=rest"} | wrong))
         code, _, err = call(study[0], "train.py", *SMOKE, "--seeds", "2", "--only", "mine", "--name", "new")
-        assert code == 2 and re.search("alpha 1.5|'mine'|'n_embd'|'prose'", err) and not (study[0] / "runs/new").exists()
+        good = code == 2 and re.search("alpha 1.5|'mine'|'n_embd'|'prose'", err)
+        assert good and not (study[0] / "runs/new").exists(), err
 
 
 def test_arms_of_another_base_share_what_was_run(study, call):
