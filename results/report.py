@@ -249,16 +249,17 @@ def judge_repair(log, arm):
     if not shares:
         return "inconclusive", "English made no difference that could be recovered"
     ppl = log.ratio("ppl_target", arm)
-    found = {"language learned": ppl.high < PPL_MARGIN}
-    for word, keys in (("ICL kept", ABILITY), ("task emerged", TASK)):
+    found = {"language learned": "yes" if ppl.high < PPL_MARGIN else "no"}
+    for what, keys in (("ICL kept", ABILITY), ("task emerged", TASK)):
         if all(log.has(key) for key in keys):
-            found[word] = min(shares.get(key, 0) for key in keys) >= RECOVERED
+            share = min(shares.get(key, 0) for key in keys)
+            found[what] = "yes" if share >= RECOVERED else "in part" if share >= 0.5 else "no"
     then = Estimate.of(at_level(log, "target", "copain", log(arm, "ppl_target")), 0, 100)
     texts.append(f"perplexity {arm} / with English {ppl.text(3)}; where target first had the perplexity at "
                  f"which {arm} ends, its Copain was {then.text()}%, that of {arm} "
                  f"{log.estimate(arm, 'copain').text()}")
-    parts = ", ".join(f"{word}: {'yes' if holds else 'no'}" for word, holds in found.items())
-    return grade(found.values(), [max(shares.values()) >= 0.5]), "; ".join(texts), parts
+    parts = ", ".join(f"{what}: {word}" for what, word in found.items())
+    return grade([x == "yes" for x in found.values()], [max(shares.values()) >= 0.5]), "; ".join(texts), parts
 
 
 def judge_c7(log):
@@ -580,8 +581,7 @@ def report(folder):
 
 
 def findings(results):
-    """Claims and verdicts of all studies in a folder: those that were run in short, for README, then all in
-    full, then comparisons."""
+    """Claims and verdicts of the studies in a folder, in short for README, then in full; then comparisons."""
     logs, claims, parts = {}, [], []
     for path in sorted(Path(results).glob("*/metrics.jsonl")):
         log, info = read_study(path.parent)

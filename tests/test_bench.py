@@ -138,8 +138,7 @@ def test_no_list_and_no_prompt_of_the_benchmark_occurs_in_any_corpus(world, tok)
 def test_an_oracle_scores_100_percent_everywhere(world, tok):
     b = Benchmark(world, tok, 4, 6, 0)
     labels = [item for tasks in b.label.values() for item in tasks["label"]]
-    items = [*b.copain, *b.held_out, *b.probes["recall"], *labels]
-    answers = {item.text(): item.answer for item in items}
+    answers = {item.text(): item.answer for item in [*b.copain, *b.held_out, *b.probes["recall"], *labels]}
     row = b(Scripted(tok, lambda prompt: answers.get(prompt, "?")))
     for key in ("copain", "copain_restricted", "five", "gain", "label_english", "label_target", "recall",
                 "held_out_rule", "held_out_restricted"):

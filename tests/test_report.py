@@ -99,9 +99,10 @@ def test_half_an_effect_and_half_a_repair_are_partly():
 
 
 def test_each_part_of_a_repair_has_its_own_word_and_a_run_without_a_task_is_judged_without_it():
-    arms = TWO | {"ema": {"ppl_target": 6.0, "label_target": 55.0}}
-    words = "language learned: no, ICL kept: yes, task emerged: no"
-    assert report.judge_repair(Log(rows_of(arms)), "ema")[2] == words
+    for label, word in ((55.0, "no"), (75.0, "in part"), (85.0, "yes")):
+        arms = TWO | {"ema": {"ppl_target": 6.0, "label_target": label}}
+        words = f"language learned: no, ICL kept: yes, task emerged: {word}"
+        assert report.judge_repair(Log(rows_of(arms)), "ema")[2] == words
     rows = [{key: value for key, value in row.items() if "label" not in key} for row in rows_of(arms)]
     assert report.judge_repair(Log(rows), "ema")[2] == "language learned: no, ICL kept: yes"
 
