@@ -564,7 +564,7 @@ def check_same(job, ckpt):
     differ = [f"{key} {old.get(key)!r} there, {new.get(key)!r} here" for key in new | ckpt["contents"]
               if key not in ignored and old.get(key) != new.get(key)]
     require(not differ, f"{job.path} was made with other settings: {'; '.join(differ)}: choose another "
-                        "--name (--init BASE.pt spares a base whose corpora are the same), or delete it")
+                        "--name (--init BASE.pt reuses a base whose corpora are the same), or delete it")
 
 
 def contents(s):
