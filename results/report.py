@@ -283,9 +283,9 @@ def judge_c8(log):
     if end.low > chance + GAP and is_settled:  # else nothing emerges that English could save
         verdict = grade(conditions, conditions)
     return verdict, (
-        f"label task, gain from English, weakest minus strongest base: {more.text()} points; "
-        f"{' and '.join(Estimate.of(x).text() for x in points)}; label perplexity without / with, weakest "
-        f"/ strongest: {ratio.text()}; with English the weakest ends at {end.text()}%, chance {chance:.0f}")
+        f"label task, English's gain, weakest minus strongest base: {more.text()} points, the weakest with "
+        f"English {end.text()}%; chance {chance:.0f}; {' and '.join(Estimate.of(x).text() for x in points)}; "
+        f"label perplexity without / with, weakest / strongest: {ratio.text()}")
 
 
 Claim = namedtuple("Claim", "id study arms judge text criterion")  # judge(log): a verdict, what was measured
