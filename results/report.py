@@ -161,7 +161,7 @@ LEARNED = 1.5        # C1: base / without must reach this, else too little was l
 LABEL_RATIO = 2.0    # C3: label perplexity without English over that with
 COLLAPSE = 0.5       # C2: Copain falls below this share of the base's within the first tenth of the steps
 SHIFT_RATIO = 2.0    # C4: the paper reports 7 and 15
-RECOVERED = 0.8      # C5, C6: share of the gap between t and te that a repair has to close; half is partly
+RECOVERED, IN_PART = 0.8, 0.5  # C5, C6: the share of the gap te - t to close: for yes, for in part
 ABILITY = {"copain": "Copain", "copain_restricted": "Copain restricted to its list"}  # C2, C5, C6
 TASK = {"label_target": "label task"}                                                 # C5, C6
 T_TE = ["target", "target+english"]
@@ -253,13 +253,13 @@ def judge_repair(log, arm):
     for what, keys in (("ICL kept", ABILITY), ("task emerged", TASK)):
         if all(log.has(key) for key in keys):
             share = min(shares.get(key, 0) for key in keys)
-            found[what] = "yes" if share >= RECOVERED else "in part" if share >= 0.5 else "no"
+            found[what] = "yes" if share >= RECOVERED else "in part" if share >= IN_PART else "no"
     then = Estimate.of(at_level(log, "target", "copain", log(arm, "ppl_target")), 0, 100)
     texts.append(f"perplexity {arm} / with English {ppl.text(3)}; where target first had the perplexity at "
                  f"which {arm} ends, its Copain was {then.text()}%, that of {arm} "
                  f"{log.estimate(arm, 'copain').text()}")
-    parts = ", ".join(f"{what}: {word}" for what, word in found.items())
-    return grade([x == "yes" for x in found.values()], [max(shares.values()) >= 0.5]), "; ".join(texts), parts
+    verdict = grade([word == "yes" for word in found.values()], [max(shares.values()) >= IN_PART])
+    return verdict, "; ".join(texts), ", ".join(f"{what}: {word}" for what, word in found.items())
 
 
 def judge_c7(log):

@@ -160,8 +160,7 @@ def test_a_random_picker_scores_the_chance_line_and_only_wrong_elements(world, t
 def test_an_answer_is_whole_however_many_tokens_it_has_and_none_if_it_does_not_end(tok):
     said = {" 1; 2 =>": "123456", " 3; 4 =>": "12345", " 5; 6 =>": "123456 7", " 7 =>": "1 " * 50}
     assert len(tok.encode(" 123456")) > 2
-    prompts = [tok.encode(p) for p in said]
-    answers = greedy_answers(Scripted(tok, said.get), tok, prompts, max_new_tokens=12)
+    answers = greedy_answers(Scripted(tok, said.get), tok, [tok.encode(p) for p in said], max_new_tokens=12)
     outgrown = greedy_answers(random_gpt(tok, 8), tok, [[1] * 7], max_new_tokens=5)
     assert answers == [*said.values()][:3] + [None] and outgrown == [None]  # a context of 8
 
@@ -219,6 +218,7 @@ def test_perplexity_per_word_and_per_character_share_out_the_same_nats_and_no_en
     ids = tok.encode_documents(["a dog eats"] * 40)
     row, text = bench.perplexities(random_gpt(tok), tok, "x", ids, 2, 32), tok.decode(ids[:65])
     nats, text = 65 * math.log(row["ppl_x"]), text.replace("<|endoftext|>", "\n")
+    assert set(text.split()) == {"a", "dog", "eats"}
     assert math.log(row["ppl_word_x"]) == pytest.approx(nats / len(text.split()))
     assert math.log(row["ppl_char_x"]) == pytest.approx(nats / len(text))
 
