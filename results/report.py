@@ -736,14 +736,14 @@ def draw_lines(log, path, title, keys, lines, label, ticks=()):
 
 
 def name_lines(ax, ends):
-    """Writes the name of each line right of its end, and moves names apart. ends: [(y, name, colour)]."""
+    """Writes names of lines right of their ends, apart and not below the axis. ends: [(y, name, colour)]."""
     up, down = [-1.0], [2.0]
     for y, *_ in sorted(ends):
         up.append(max(ax.transAxes.inverted().transform(ax.transData.transform((0, y)))[1], up[-1] + 0.1))
     for y, *_ in sorted(ends, reverse=True):
         down.append(min(ax.transAxes.inverted().transform(ax.transData.transform((0, y)))[1], down[-1] - 0.1))
-    for (_, name, colour), low, high in zip(sorted(ends), up[1:], down[:0:-1]):
-        ax.text(1.02, (low + high) / 2, name, color=colour, va="center", transform=ax.transAxes)
+    for (_, name, colour), low, high, edge in zip(sorted(ends), up[1:], down[:0:-1], np.arange(0.03, 1, 0.1)):
+        ax.text(1.02, max((low + high) / 2, edge), name, color=colour, va="center", transform=ax.transAxes)
 
 
 def draw_curves(log, path, title, keys):
