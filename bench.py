@@ -27,7 +27,7 @@ from data import (ADJECTIVES, CATEGORIES, COPAIN_TASKS, EOT, HELD_OUT_FORMAT, HE
                   noun_phrase, one_line_parser, read_json_lines, require, run_command)
 from model import GPTConfig, load_checkpoint, load_gpt2, model_from_checkpoint
 
-SHOT_RULES = [task for task in COPAIN_TASKS if not task.endswith("_group")]  # the others say what they ask
+SHOT_RULES = [task for task in COPAIN_TASKS if not task.endswith("_group")]  # _group: the list tells its rule
 
 
 # ------------------------------------------------ items
@@ -120,7 +120,7 @@ def cloze_items(lang, target, n_items=200, seed=0):
 
 
 def add_shots(file, items, n_shots):
-    """Items with shots, from pairs (what is asked, item): the next items that ask something else."""
+    """Items with shots, from pairs (key, item): the next n_shots items that have other keys, in a circle."""
     different = dict(items)
     most = len(different) - 1
     require(items, f"{file} holds no question")
@@ -173,8 +173,8 @@ def read_tasks(paths, **shots):
 
 
 def occurrences(items, tok, source, window=12, piece=1 << 20):
-    """How many of the items' questions occur in a source, an array of token ids. Looked for, by a hash, are
-    the `window` tokens in the middle of a question; questions with fewer tokens are not looked for."""
+    """How many of the items' questions occur in a source, an array of token ids. Only the `window`
+    tokens in the middle of a question are looked for, by their hash; shorter questions are skipped."""
     factors = np.random.default_rng(0).integers(1 << 63, size=window, dtype=np.uint64)
     asked, found = [], set()  # hashes: sums modulo 2^64
     for item in items:
@@ -229,7 +229,7 @@ def by_length(model, rows):
     for i, row in enumerate(rows):
         groups[len(row)].append(i)
     for length, group in groups.items():
-        size = max(1, 2048 // length)  # tokens at a time
+        size = max(1, 2048 // length)  # rows at a time: at most 2048 tokens
         for k in range(0, len(group), size):
             chunk = group[k:k + size]
             yield chunk, torch.tensor([rows[i] for i in chunk], device=device)
@@ -266,8 +266,8 @@ def choice_logprobs(model, prompts, choices):
     for chunk, idx in by_length(model, rows):
         K = max(len(choices[n][k]) for i in chunk for n, k in fed[rows[i]])
         logits = model(idx, last_only=K == 1)[0]
-        logits = logits.reshape(len(chunk), -1, logits.size(-1))[:, -K:]
-        logp = logits.float().log_softmax(-1).cpu().numpy()  # (B, K, V)
+        logits = logits.reshape(len(chunk), -1, logits.size(-1))[:, -K:]  # (B, V) or (B, T, V) -> (B, K, V)
+        logp = logits.float().log_softmax(-1).cpu().numpy()
         for b, i in enumerate(chunk):
             for n, k in fed[rows[i]]:
                 choice = choices[n][k]
@@ -323,7 +323,7 @@ def perplexities(model, tok, name, ids, n_blocks, block_size):
     two can be compared between tokenizers. A word ends at white space or with its document."""
     ids = ids[:n_blocks * block_size + 1]
     text, ppl = tok.decode(ids).replace(EOT, "\n"), perplexity(model, ids, n_blocks, block_size)
-    nats = len(ids) * math.log(ppl)
+    nats = len(ids) * math.log(ppl)  # tokens that ppl leaves out count like the others
     return {f"ppl_{name}": ppl, f"ppl_word_{name}": math.exp(min(nats / len(text.split()), 700)),
             f"ppl_char_{name}": math.exp(min(nats / len(text), 700))}
 
@@ -342,8 +342,8 @@ def parameter_shift(model, base):
 
 
 def token_shift(model, base, english, target):
-    """How far the embeddings of tokens are from `base`, as the mean L2 norm of their change: of the tokens in
-    the target's text, and of those in English text alone."""
+    """How far token embeddings are from `base`: the mean L2 norm of their change, of tokens that occur in
+    `target` and of tokens that occur in `english` alone. Both are arrays of token ids."""
     name = "transformer.wte.weight"
     shift = (model.state_dict()[name] - base[name]).norm(dim=1).cpu().numpy()  # (V,)
     in_english, in_target = np.zeros((2, len(shift)), bool)  # marked, not sorted: a source may be large
@@ -354,8 +354,8 @@ def token_shift(model, base, english, target):
 
 # -------------------------------------------- a row of the log
 class Benchmark:
-    """All items of a world. files: of multiple choice, in the place of the label task. Their prompts are made
-    to fit into block_size; `lost` says what that costs (see fit). ValueError if others do not fit."""
+    """All items of a world. files: of multiple choice, in place of the label task. Their prompts are cut to
+    block_size; `lost` says what that costs (see fit). ValueError if one of the world itself is longer."""
 
     def __init__(self, world, tok, n_copain=150, n_label=300, n_cloze=200, seed=0, files=(), shots=5,
                  block_size=1024):
@@ -379,7 +379,7 @@ class Benchmark:
         """The metrics of a model; accuracies in percent. Probes and most controls only with `full`.
             copain, copain_not_in_list, copain_wrong_element, copain_tasks    see copain_metrics
             copain_restricted           right where only the elements of the list compete
-            five, gain                  of SHOT_RULES, and how much less it is without shots
+            five, gain                  Copain over SHOT_RULES, and how much more it is than without shots
             label_L, label_ppl_L        label task of language L, or the means over the files of --task
             ..._zero-shot, ..._shuffled controls, see Item.text
             NAME acc, NAME items, ...   of each file, see choice_metrics and fit
@@ -442,7 +442,7 @@ def show(hide):
 
 
 def show_answers(paths):
-    """Prints the first list whose shots fit no one place in it, a label prompt, and checkpoints' answers."""
+    """Prints a Copain prompt (answers not all in one place of its lists), a label prompt, models' answers."""
     ckpts = [load_checkpoint(path) for path in paths]
     require(len({str(c["world"]) for c in ckpts}) == 1, "these differ in their world: give files of one run")
     models = [model_from_checkpoint(ckpt) for ckpt in ckpts]
@@ -460,8 +460,8 @@ def show_answers(paths):
 
 
 class HFModel(torch.nn.Module):
-    """A causal model that the package transformers loads from a folder, in float32, and its tokenizer: what
-    this file asks of a GPT and of a Tokenizer. Where no token begins a text, the one that ends it does."""
+    """A causal model that transformers loads from a folder, in float32, with its tokenizer; both have what
+    this file uses of GPT and Tokenizer. Without a token that begins a text, the one that ends it is used."""
 
     def __init__(self, folder):
         super().__init__()

@@ -112,9 +112,9 @@ def draw_list(rng, rule, max_integer, length=3):
     """(elements, answer) of one line of a rule, as strings; the elements are distinct."""
     integers = range(max_integer + 1)
     if rule.endswith("_group"):       # one even among odd integers, or the reverse
-        odd_one = 0 if rule.startswith("even") else 1
-        xs = rng.sample(integers[1 - odd_one::2], length)
-        answer = rng.choice(integers[odd_one::2])
+        parity = 0 if rule.startswith("even") else 1  # of the answer
+        xs = rng.sample(integers[1 - parity::2], length)
+        answer = rng.choice(integers[parity::2])
         xs.insert(rng.randrange(length + 1), answer)
         return [str(x) for x in xs], str(answer)
     letters = "character" in rule or ("element" in rule and rng.random() < 0.5)
@@ -126,7 +126,7 @@ def draw_list(rng, rule, max_integer, length=3):
 
 
 def is_reserved(elements):
-    """Whether 3 or 4 neighbours in a list form one that is kept for the benchmark: an eighth of all lists."""
+    """Whether 3 or 4 neighbours, in any order, are kept for the benchmark, as an eighth of all sets are."""
     runs = [sorted(elements[i:i + n]) for n in (3, 4) for i in range(len(elements) - n + 1)]
     return any(zlib.crc32(" ".join(run).encode()) % 8 == 0 for run in runs)
 
@@ -277,7 +277,7 @@ def train_bpe(texts, vocab_size):
     ranks = {bytes([b]): b for b in range(256)}
     histogram = Counter(word for text in texts for word in regex.findall(SPLIT, text))
     pieces = {word: [bytes([b]) for b in word.encode()] for word in histogram}
-    pairs, where = Counter(), defaultdict(set)  # how often a pair occurs, and in which words
+    pairs, where = Counter(), defaultdict(set)  # how often a pair occurs; the words that have, or had, it
 
     def add(word, n):
         for pair in zip(pieces[word], pieces[word][1:]):
@@ -355,7 +355,7 @@ class Mixture:
         self.offset = np.random.default_rng([seed, 0]).random()
 
     def counts(self, step, batch_size, weights):
-        """{source: rows} at a step. A low-discrepancy sequence keeps any run of steps within a few rows."""
+        """{source: rows} at a step. u has low discrepancy: over any steps, the sums stay near the weights."""
         u = (self.offset + step * 0.6180339887498949) % 1.0
         edges = np.floor(np.cumsum([0.0, *weights.values()]) * batch_size + u + 1e-9).astype(int)
         return dict(zip(weights, np.diff(edges).tolist()))
@@ -374,7 +374,7 @@ class Mixture:
 
 
 # ------------------------------------------------ files
-FORMATS = {  # what files begin with that are no plain text
+FORMATS = {  # how files begin that are not plain text
     "a Git LFS pointer": rb"version https://git-lfs", "a tar archive": rb".{257}ustar", "bzip2": rb"BZh\d1AY",
     "a zip archive": rb"PK[\x03\x05]", "gzip in gzip": rb"\x1f\x8b", "xz": rb"\xfd7zX",
     "zstd": rb"\x28\xb5\x2f\xfd", "parquet": rb"PAR1[^ -~\s]",
@@ -504,8 +504,8 @@ def published_tokenizer(folder):
 
 # ------------------------------------------------ real text
 def find_texts(paths, found, others, are_named=True):
-    """Adds {real path: path} to found: what is named, and below folders the files that may hold text. Counts
-    in others why the rest is passed over."""
+    """Adds {real path: path} to found: paths that a user named (are_named), whatever they are, and the text
+    files below folders. Counts in others why the rest is passed over."""
     for path in paths:
         if path.name.startswith(".") and not are_named:
             others["hidden"] += 1
@@ -522,8 +522,8 @@ def find_texts(paths, found, others, are_named=True):
 
 
 def read_documents(path, field="text", errors="strict"):
-    """Yields the documents of a file in pieces of at most LONGEST_DOCUMENT characters. In JSON, which the
-    file's ending or its first line tells, each line holds one, or null; else blank lines separate them."""
+    """Yields the documents of a file in pieces of at most LONGEST_DOCUMENT characters. If its ending or
+    first line is JSON's, every line is a document (or null); in plain text, blank lines separate them."""
     first = next((line for _, line in read_lines(path, errors) if line), "")
     is_json = regex.search(JSON_FILE, path.name) or regex.match(JSON_LINE, first)
     for text in json_texts(path, field, errors) if is_json else paragraphs(path, errors):
@@ -533,7 +533,7 @@ def read_documents(path, field="text", errors="strict"):
 
 def paragraphs(path, errors):
     for is_text, lines in groupby((line for _, line in read_lines(path, errors)), key=bool):
-        while is_text and (some := list(islice(lines, 10_000))):
+        while is_text and (some := list(islice(lines, 10_000))):  # this bounds the memory
             yield "\n".join(some)
 
 
@@ -573,7 +573,7 @@ def prepare(name, paths, out="data", field="text", tokenizer="gpt2", vocab_size=
     with open(bins["train"], "wb") as train, open(bins["val"], "wb") as held_out, tqdm(unit=" texts") as bar:
         while batch := list(islice(documents, 1000)):
             texts = {"train": [], "val": []}
-            for text in batch:  # a hash decides: equal documents share a side, a smaller --val is in a larger
+            for text in batch:  # by hash: equal documents share a side, and a smaller --val lies in a larger
                 is_held_out = zlib.crc32(text.encode()) < val * 2 ** 32
                 texts["val" if is_held_out else "train"].append(text)
             train.write(tok.encode_documents(texts["train"]))
@@ -635,9 +635,9 @@ def main():
     flag("paths", nargs="+", help="plain text or JSON lines, also gzip; or folders")
     flag("--name", required=True, help="of the source, and of its folder")
     flag("--out", help="folder of the prepared sources, by default data")
-    flag("--field", help="of a JSON line that holds the text, by default text")
+    flag("--field", help="field of a JSON line that holds the text, by default text")
     flag("--tokenizer", help="gpt2 (the default), bpe (of these files) or a folder with one")
-    flag("--vocab_size", type=int, help="of --tokenizer bpe, at most, from 257 on; by default 8192")
+    flag("--vocab_size", type=int, help="largest vocabulary of --tokenizer bpe, from 257; by default 8192")
     flag("--val", type=float, help="share of held-out documents, the same for all sources; by default 0.005")
     flag("--errors", choices=["strict", "replace"], help="on invalid UTF-8, by default strict")
     flags = vars(parser.parse_args())

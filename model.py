@@ -137,8 +137,8 @@ class GPT(nn.Module):
 
 
 class LoRALinear(nn.Module):
-    """A Linear whose weight W acts as W + B A (Hu et al. 2021). A (rank, in) is random, B (out, rank) zero:
-    at first this changes nothing. The parameters keep their names; lora_A and lora_B join them."""
+    """A Linear whose weight W acts as W + B A (Hu et al. 2021; here B is no batch). A (rank, in) is random, B
+    (out, rank) zero: at first nothing changes. Parameters keep their names; lora_A and lora_B join them."""
 
     def __init__(self, linear, rank):
         super().__init__()
@@ -244,7 +244,7 @@ def load_gpt2(folder):
         state = {f"transformer.{n}": x.T if n.endswith(TRANSPOSED) else x for n, x in tensors.items()}
         model.load_state_dict(state | {"lm_head.weight": head})
         return model
-    except Exception as e:  # as above
+    except Exception as e:  # damaged files raise anything
         reason = " ".join(f"{type(e).__name__}: {e}".split())[:200]
         raise ValueError(f"{folder} is not a GPT-2 that can be loaded ({reason})") from None
 
@@ -268,7 +268,7 @@ def save_gpt2(model, folder):
 
 
 if __name__ == "__main__":
-    from data import one_line_parser, run_command  # the command line's words for a mistake
+    from data import one_line_parser, run_command  # a mistake gets one line
     parser = one_line_parser(description=__doc__)
     parser.add_argument("checkpoint", help="a .pt file under runs/")
     parser.add_argument("--export", metavar="FOLDER", required=True, help="where to write it")

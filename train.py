@@ -52,7 +52,7 @@ class Arm:
     """What one CPT run does differently from plain training. Its peak rate is Settings.lr * lr_scale."""
     curriculum: str           # what it trains on, see curriculum.py
     lr_scale: float = 1.0
-    schedule: str = ""        # how the rate falls, one of SCHEDULES; it overrides flags, as a base does
+    schedule: str = ""        # of the rate, one of SCHEDULES; its values, and those of base, override flags
     ema_alpha: float = 0.0    # 0: no EMA
     ema_every: int = 1        # steps between two updates of the EMA
     shadow: bool = False      # the EMA is evaluated and never trained on
@@ -70,7 +70,7 @@ ARMS = {
     # your own: a line such as those above, run with python train.py --only its-name
 }
 OWN_ARMS = list(ARMS)
-# results/studies.py adds arms, and fills these; a base and a schedule of the rate are settings that differ
+# results/studies.py adds arms, and fills these; a base, or a schedule, is {a field of Settings: its value}
 BASES, SCHEDULES, STUDIES = {"": {}}, {"": {}}, {}
 
 
@@ -80,16 +80,16 @@ def setting(default, meaning, low=0, high=10 ** 12, choices=()):
 
 
 ABOVE_ZERO = 1e-12
-GATE = dict(gain=35.0, five=78.0, label_english=95.0, cloze_english=90.0)  # what a base must reach, see bench
+GATE = dict(gain=35.0, five=78.0, label_english=95.0, cloze_english=90.0)  # minima of a base; see Benchmark
 
 
 @dataclass
 class Settings:
     """Every number of a study. A preset states what differs from these values, and a flag overrides both."""
-    preset: str = setting("", "laptop, gpu, smoke, basque, text; by default text with --source and --init")
+    preset: str = setting("", "laptop; gpu, with a GPU; text, with --source and --init; or smoke, basque")
     name: str = setting("", "folder of the run under runs/; the name of the preset if not given")
     study: str = setting("main", "a study of results/studies.py", choices=STUDIES)
-    seeds: int = setting(1, "number of runs, base included; run i adds i to the three seeds below", 1)
+    seeds: int = setting(1, "number of runs, each with its base; run i adds i to the three seeds below", 1)
     seed: int = setting(3000, "seed of the base: world, corpora, initial weights, order of the data")
     data_seed: int = setting(0, "seed of the order of the data in the CPT")
     bench_seed: int = setting(1234, "seed of the benchmark's items")
@@ -100,10 +100,10 @@ class Settings:
     task: list = setting((), "file of multiple choice, repeatable; their mean replaces the label task")
     shots: int = setting(5, "examples before every question of --task")
     # the world
-    cognates: float = setting(0.5, "share of its nouns that are spelled as in English", 0, 0.8)
+    cognates: float = setting(0.5, "share of the target's nouns that are spelled as in English", 0, 0.8)
     documents: int = setting(40_000, "documents in the corpus of each language", 100)
     tokenizer: str = setting("english", "trained on english, or joint on all", choices=("english", "joint"))
-    vocab_size: int = setting(540, "most tokens of the vocabulary", 257, 10 ** 6)
+    vocab_size: int = setting(540, "largest size of the vocabulary", 257, 10 ** 6)
     n_layer: int = setting(3, "blocks", 1)
     n_head: int = setting(8, "attention heads of a block", 1)
     n_embd: int = setting(128, "channels", 1)
@@ -114,7 +114,7 @@ class Settings:
     base_curriculum: str = setting("english=rest target=constant(0.003)", "mixture of the pretraining")
     muon_lr: float = setting(0.02, "peak learning rate of Muon; 0 gives its matrices to AdamW")
     base_lr: float = setting(3e-3, "peak learning rate of AdamW in the pretraining", ABOVE_ZERO)
-    gate: int = setting(1, "1 leaves out a base of the toy world that misses GATE, and its arms", 0, 1)
+    gate: int = setting(1, "1 trains no arm from a base of the toy world that misses GATE", 0, 1)
     # continued pretraining with AdamW, as in the paper
     steps: int = setting(2400, "steps of an arm", 1, 10 ** 6)
     batch_size: int = setting(16, "rows in a batch of an arm", 1)
@@ -217,7 +217,7 @@ def lr_factor(step, job):
 
 
 class Muon(torch.optim.Optimizer):
-    """SGD with momentum and orthogonal steps; numbers of Jordan (2024). torch's is in bfloat16 alone."""
+    """SGD with momentum and orthogonal steps; constants of Jordan (2024). torch's own is bfloat16 only."""
 
     @torch.no_grad()
     def step(self):
@@ -299,7 +299,7 @@ def train(job, line=0):
             losses = []
         if step == job.steps or (step > first and step % s.checkpoint_every == 0):
             save(job, tok, step, rows, losses, tokens, parts)
-        if rank == 0 and (measure_now or step == job.steps):   # at the end: a job with its last row is saved
+        if rank == 0 and (measure_now or step == job.steps):   # at the end: if it was killed after save()
             write_json_lines(job.log, rows)
         if step == job.steps:
             bar.close()
@@ -345,7 +345,7 @@ def rank_and_world():
 
 
 def look_at(job, step, losses):
-    """Training losses and gradient norms (n, 2), all finite; under torchrun, means over the processes."""
+    """Losses and norms (n, 2), averaged over the processes: all must call it. ValueError if not finite."""
     seen, (_, n_ranks) = torch.stack(losses), rank_and_world()
     if n_ranks > 1:
         dist.all_reduce(seen)
@@ -442,7 +442,7 @@ class Job:
         return ""
 
     def evaluate_at(self):
-        """An arm: steps 0, 1, 2, 5, 10 ..., the last, a tenth of the run (there the paper's English ends)."""
+        """A base: halfway, last. An arm: 0, 1, 2, 5, 10 ..., a tenth (the paper's English ends), last."""
         if not self.start:
             return {self.steps // 2, self.steps}
         dense = {digit * 10 ** k for digit in (1, 2, 5) for k in range(12)}
@@ -550,14 +550,14 @@ def save(job, tok, step, rows, losses, tokens, parts):
         write_file(job.path, lambda file: torch.save(ckpt, file))
 
 
-# Settings that do not change what is trained (paths: contents() says what lies there), or not a base.
+# Settings that do not change what is trained (paths: contents() compares the files); that change no base.
 NOT_COMPARED = {"name", "preset", "study", "seeds", "only", "processes", "checkpoint_every", "gate", "init",
                 "source", "task"}
 OF_ARMS_ALONE = {"data_seed", "steps", "batch_size", "lr", "warmup", "lr_until", "lr_floor"}
 
 
 def check_same(job, ckpt):
-    """ValueError if a job's checkpoint has other settings or another arm. What it lacks has its default."""
+    """ValueError if a job's checkpoint has other settings or another arm. Missing keys count as defaults."""
     old = asdict(Settings()) | ckpt["settings"] | asdict(Arm("")) | ckpt["job"]["arm"] | ckpt["contents"]
     new = asdict(job.settings) | asdict(job.arm) | contents(job.settings)
     ignored = NOT_COMPARED | OF_ARMS_ALONE if job.name == "base" else NOT_COMPARED
@@ -577,7 +577,7 @@ def contents(s):
 
 @functools.cache
 def content_hash(path):
-    """A hash of a file; of a GPT-2, of its weights; of a prepared source, of its manifest; or a name."""
+    """A hash of a file, or of what tells a folder: its manifest or weights. Of a toy source, its name."""
     inside = [Path(path, name) for name in ("manifest.json", "model.safetensors", "pytorch_model.bin")]
     return next((sha256(file)[:12] for file in [*inside, Path(path)] if file.is_file()), str(path))
 
@@ -615,7 +615,7 @@ def run_job(job, planned, line, gpus, threads):
 
 def run_jobs(jobs, processes, gpus):
     """Trains jobs side by side, each in a process, after the one that it needs. Returns {title: failure}."""
-    # glibc keeps freed memory for the next step; threads wait asleep, as spinning beside other work is slow
+    # glibc is to keep freed memory for the next step; idle threads are to sleep: spinning slows other jobs
     os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
                    "OMP_WAIT_POLICY": "PASSIVE"}
     context, threads = mp.get_context("spawn"), torch.get_num_threads()
@@ -626,8 +626,8 @@ def run_jobs(jobs, processes, gpus):
             for job in [job for job in waiting if job.ready()][:len(free)]:
                 waiting.remove(job)
                 line = free.pop(0)
-                beside = sum(bool(other.needs) == bool(job.needs) for other in jobs)
-                share = max(1, threads // min(processes, beside))  # by the plan: a rerun gives the same bits
+                beside = sum(bool(other.needs) == bool(job.needs) for other in jobs)  # finished ones, too, as
+                share = max(1, threads // min(processes, beside))  # the number of threads changes the bits
                 handler = signal.signal(signal.SIGINT, signal.SIG_IGN)           # a new process inherits this
                 pool = ProcessPoolExecutor(1, context, start_worker, (terminal,))
                 running[pool.submit(run_job, job, contents(job.settings), line, gpus, share)] = job, line
@@ -800,7 +800,7 @@ def parse_flags(argv):
         parser.add_argument(f"--{f.name}", help=words, metavar=f.type.__name__, **kind)
     given, unknown = parser.parse_known_args(argv)
     for text in unknown:
-        check_name("the argument (--source and --task are repeated)", text.split("=")[0], names)
+        check_name("the argument (--source and --task before each value)", text.split("=")[0], names)
     given = vars(given)
     has_gpu = torch.cuda.is_available() and given.get("device") != "cpu"
     default = "text" if given.get("source") and given.get("init") else "gpu" if has_gpu else "laptop"
@@ -862,11 +862,11 @@ def main(argv=None):
                "goes on from the last checkpoint. If no torchrun was meant, unset TORCHELASTIC_RUN_ID and "
                f"WORLD_SIZE (now {os.environ.get('WORLD_SIZE')})", code=1)
     except KeyboardInterrupt:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})  # a second one, at the end
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})  # no second one during exit
         print(f"\nstopped; to continue: python train.py {shlex.join(argv)}", file=sys.stderr)
         sys.exit(130)
 
 
 if __name__ == "__main__":
-    from train import main  # noqa: F811  as the module `train`, whose tables results/studies.py adds to
+    from train import main  # noqa: F811  not that of __main__: results/studies.py fills this module's tables
     main()

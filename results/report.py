@@ -26,9 +26,9 @@ from data import (COPAIN_TASKS, one_line_parser, read_json_lines, require, run_c
 
 # ----------------------------------------------------------------------------------------- the log of a study
 class Log:
-    """The rows of a study. A run is named by its seed; only runs that finished every arm are compared, where
-    arms that no run has finished do not count. log(arm, key, step) is an array with a value per run, so a
-    difference of two is paired by run."""
+    """The rows of a study. A run is named by its seed. Only runs that finished every arm are compared; an arm
+    that no run has finished is ignored. log(arm, key, step) is an array with a value per run, so a difference
+    of two is paired by run."""
 
     def __init__(self, rows, label_chance=50.0, last=None, rules=COPAIN_TASKS):
         self.rows = {(row["arm"], row["seed"], row["step"]): row for row in rows}
@@ -178,12 +178,12 @@ def grade(all_of, any_of):
 
 
 def at_level(log, arm, key, levels, of="ppl_target"):
-    """A metric of each run where `of` first gets to its level: a perplexity that falls to it, or tokens that
-    rise to it. levels: one per run."""
+    """`key` where `of`, a falling perplexity or rising tokens, first reaches a level, interpolated between
+    steps; if it never does, `key` at the last step. levels, and what is returned: (runs,)."""
     scale = np.log if of.startswith("ppl") else np.negative
     values = np.array([log(arm, key, step) for step in log.steps])                  # (steps, runs)
     falling = np.minimum.accumulate(scale([log(arm, of, step) for step in log.steps]))
-    return np.array([np.interp(scale(level), falling[::-1, run], values[::-1, run])  # which wants rising x
+    return np.array([np.interp(scale(level), falling[::-1, run], values[::-1, run])  # interp wants rising x
                      for run, level in enumerate(levels)])
 
 
@@ -239,7 +239,7 @@ def judge_c4(log):
 
 
 def judge_repair(log, arm):
-    """C5 and C6: how much of what English gains does an arm gain without it? Each metric has its own word."""
+    """C5 and C6: what share of each gap does an arm close? Each part is yes, in part or no."""
     shares, texts = {}, []
     for key, name in (ABILITY | TASK).items():
         if log.has(key) and log.difference(key).is_gap():
@@ -280,7 +280,7 @@ def judge_c8(log):
     end, chance = log.estimate(f"{SEEN[0]}+english", "label_target"), log.chance["label_target"]
     conditions, verdict = [more.is_gap(), ratio.low > 1 and ratio.mean >= LABEL_RATIO], "inconclusive"
     is_settled = any(conditions) or (more.high < GAP and ratio.high < LABEL_RATIO)
-    if end.low > chance + GAP and is_settled:  # else nothing emerges that English could save
+    if end.low > chance + GAP and is_settled:  # else nothing emerged to save, or a gap is still possible
         verdict = grade(conditions, conditions)
     return verdict, (
         f"label task, English's gain, weakest minus strongest base: {more.text()} points, the weakest with "
@@ -323,8 +323,8 @@ CLAIMS = [
 
 
 def verdicts(log, study="main"):
-    """A dict per claim of a study: id, claim, criterion, verdict, parts, number. parts: of a verdict that one
-    word would hide. The number up to the first semicolon is the main one. Without its arms it is not run."""
+    """A dict per claim of a study: id, claim, criterion, verdict, parts (of C5 and C6, which sum them up) and
+    number (the main one ends at the first semicolon). A claim whose arms are missing is `not run`."""
     found = []
     for claim in [claim for claim in CLAIMS if claim.study == study]:
         missing = [arm for arm in claim.arms if arm not in log.arms]
@@ -554,7 +554,7 @@ def report_text(log, info, claims):
 
 
 def report(folder):
-    """Writes report.md and figure.png into a study's folder, from its settings.json and its log alone. Returns
+    """Writes report.md and figure.png into a study's folder, from its settings.json and log alone. Returns
     the text that ends the study, even if the figure cannot be drawn."""
     folder = Path(folder)
     log, info = read_study(folder)
@@ -646,7 +646,7 @@ COLOURS = ["#332288", "#999933", "#882255", "#888888", "#E69F00", "#56B4E9", "#0
 
 
 def style(name, i=0):
-    """(colour, marker) of an arm, or of a line of arms. If its name holds that of an arm of main, it has its
+    """(colour, marker) of an arm, or of a line of arms. One whose name contains an arm of main has that arm's
     colour, and a cross; lines with crosses are dashed."""
     main = next((arm for arm in reversed(ARM_STYLE) if arm in name), "")
     colour, marker = ARM_STYLE.get(main, (COLOURS[i % len(COLOURS)], "vP*"[i // len(COLOURS) % 3]))

@@ -45,7 +45,7 @@ MORE_ARMS = {
     "ema-every-10": Arm(TARGET, ema_alpha=0.92, ema_every=10),
     "shadow-ema":   Arm(TARGET, ema_alpha=0.992, shadow=True),
     "flipped-ema":  Arm(TARGET, ema_alpha=-0.08),  # the sign of the authors' released code
-    # what may move
+    # what may move; for the rates of LoRA see search.md
     "lora-1":           Arm(TARGET, lora_rank=1, lr_scale=8.0, trained="lora_"),
     "lora-4":           Arm(TARGET, lora_rank=4, lr_scale=8.0, trained="lora_"),
     "lora-16":          Arm(TARGET, lora_rank=16, lr_scale=4.0, trained="lora_"),
@@ -94,8 +94,8 @@ class Study:
     question: str
     arms: list
     pairs: list = ()          # pairs of arms to compare
-    judge: list = ()          # each {arm of a claim: arm in its place}: the claims are judged on these, too
-    judge_best: bool = False  # and on every arm at the rate where its target perplexity is lowest
+    judge: list = ()          # each {arm that a claim names: arm to put there} judges the claims once more
+    judge_best: bool = False  # so does every arm at the rate of its lowest target perplexity
     figure: str = ""          # x label ("step", "target perplexity": no x needed); "": a row per arm
     x: dict = field(default_factory=dict)  # {arm: its place along x}
     lines: dict = field(default_factory=dict)  # {name of a line of the figure: the arms that it joins}
@@ -107,7 +107,7 @@ def against(other, names):
 
 
 def rate_after(arm, percent):
-    """The sum of the learning rates after a percentage of the steps, in steps at the peak rate."""
+    """How much training is left after `percent` of the steps: the sum of their rates, over the peak rate."""
     job = make_job(Settings(), 0, arm)
     return sum(lr_factor(step, job) for step in range(job.steps * percent // 100, job.steps))
 
@@ -117,8 +117,8 @@ def in_place(*names):
     return dict(zip(MAIN, names))
 
 
-ENDS = ["", "-at-40", "-paper"]
-RATES = ["-lr-0.2", "-lr-0.5", "", "-lr-2"]
+ENDS = ["", "-at-40", "-paper"]  # ends of names: schedules
+RATES = ["-lr-0.2", "-lr-0.5", "", "-lr-2"]  # and rates
 BOTH = ("", "joint-")  # bases with the two tokenizers
 RATE, RATE_OF = "rate, as a share of main's", {}
 for rate, share in zip(RATES, (0.2, 0.5, 1, 2)):
@@ -127,7 +127,7 @@ CONTENT = ("target target+english english-prose english-repeats english-patterns
            "third-patterns english-only").split()
 DOSES = {"target": 0, "english-1": 1, "english-5": 5, "target+english": 20, "english-50": 50}
 UNTIL = {"target+english": 100, "first-40": 40, "first-20": 20, "curriculum": 10, "first-5": 5, "target": 0}
-AFTER = {arm + end: rate_after(arm + end, until)  # English until ...% of the steps
+AFTER = {arm + end: rate_after(arm + end, until)  # UNTIL: in % of the steps
          for end in ENDS for arm, until in UNTIL.items() if arm + end in ARMS}
 PLACES = [*AFTER, "middle", "last", "spread"]
 AVERAGES = "target target+english ema low-lr ema-0.8 target-lr-0.2 ema-every-10 shadow-ema flipped-ema"
