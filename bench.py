@@ -121,8 +121,7 @@ def cloze_items(lang, target, n_items=200, seed=0):
 
 def add_shots(file, items, n_shots):
     """Items with shots, from pairs (key, item): the next n_shots items that have other keys, in a circle."""
-    different = dict(items)
-    most = len(different) - 1
+    most = len(different := dict(items)) - 1
     require(items, f"{file} holds no question")
     require(0 <= n_shots <= most, f"--shots is {n_shots}; the questions of {file} allow 0 to {most}")
     circle = tuple(different.values()) * 2
@@ -348,8 +347,8 @@ def token_shift(model, base, english, target):
     shift = (model.state_dict()[name] - base[name]).norm(dim=1).cpu().numpy()  # (V,)
     in_english, in_target = np.zeros((2, len(shift)), bool)  # marked, not sorted: a source may be large
     in_english[english] = in_target[target] = True
-    return {"shift_target_tokens": float(shift[in_target].mean()),
-            "shift_english_tokens": float(shift[in_english & ~in_target].mean())}
+    found = {"shift_target_tokens": in_target, "shift_english_tokens": in_english & ~in_target}
+    return {key: float(shift[mask].mean()) for key, mask in found.items() if mask.any()}
 
 
 # -------------------------------------------- a row of the log
@@ -497,11 +496,12 @@ def main():
     sys.stdout.reconfigure(errors="replace")  # of what a terminal lacks
     if flags.show:
         return show_answers(flags.model) if flags.model else show(flags.hide)
-    require(len(flags.model) == (not flags.hf), "give one model, or --show")
-    path, ckpt = flags.hf or flags.model[0], None
+    require(len(flags.model) == (not flags.hf) and not flags.hide, "give one model, or --show (--hide)")
+    path, ckpt, files = flags.hf or flags.model[0], None, flags.copain or flags.task
     print(path)
+    require(files or flags.shots is None, "--shots goes with --copain or --task")
     if flags.hf:
-        require(flags.copain or flags.task, "--hf needs benchmark files, --copain or --task")
+        require(files and flags.sample is None, "--hf needs benchmark files, --copain or --task; no --sample")
         try:
             model = tok = HFModel(path)
         except Exception as e:  # of many kinds, with many lines

@@ -218,7 +218,7 @@ def lists(rng, world, lang, rules=COPAIN_TASKS):
 
 
 def labels(rng, world, lang):
-    """' dog => q; axe => b' : 12 to 24 nouns of two categories, each with its category's letter."""
+    """' dog = q | axe = b' : 12 to 24 nouns of two categories, each with its category's letter."""
     letter = dict(zip(rng.sample(CATEGORIES, 2), rng.sample(LETTERS, 2)))
     kinds = rng.choices(list(letter), k=rng.randint(12, 24))
     pairs = [(lang.words[rng.choice(NOUNS[c])], letter[c]) for c in kinds]
@@ -551,7 +551,7 @@ def prepare(name, paths, out="data", field="text", tokenizer="gpt2", vocab_size=
     """Encodes text files into the folder out/name and returns it. An interrupted run starts again."""
     final, part = Path(out) / name, Path(out) / f"{name}.part"
     require(not final.exists(), f"{final} is there already: choose another --name")
-    require(Path(name).name == name, f"--name is {name!r}, expected a folder's name; --out says where")
+    require(name and Path(name).name == name, f"--name is {name!r}, expected a plain name; --out says where")
     require(0 < val < 1, f"--val is {val}, expected a share between 0 and 1")
     found, others = {}, Counter()
     find_texts(map(Path, paths), found, others)

@@ -122,8 +122,8 @@ class Settings:
     warmup: float = setting(0.01, "share of the steps for the linear warm-up", 0, 1)
     lr_until: float = setting(0.15, "share of the steps after which the cosine has reached its floor", 0, 1)
     lr_floor: float = setting(0.01, "floor of the learning rate, as a share of the peak", 0, 1)
-    weight_decay: float = setting(0.1, "weight decay, on matrices only; Muon has its own")
-    grad_clip: float = setting(1.0, "largest norm of the gradient", ABOVE_ZERO)
+    weight_decay: float = setting(0.1, "weight decay, on matrices only, the base's too; Muon has its own")
+    grad_clip: float = setting(1.0, "largest norm of the gradient, the base's too", ABOVE_ZERO)
     accumulate: int = setting(1, "parts that a batch is cut into where it does not fit into memory", 1)
     copain_items: int = setting(50, "Copain items for each of its seven rules", 1, 10_000)
     label_items: int = setting(100, "items of the label task, and of the cloze task", 1)
@@ -568,7 +568,7 @@ def check_same(job, ckpt):
 
 
 def contents(s):
-    """{what: hash} of files that a row depends on; another path to the same file changes nothing."""
+    """{what: hash} of the code of data, tasks and model, and of given files, wherever they lie."""
     paths = {name: Path(__file__).with_name(name) for name in ("data.py", "bench.py", "model.py")}
     paths |= {"init file": s.init} | {f"task {i}": path for i, path in enumerate(s.task, 1)}
     paths |= {f"source {name}": where for name, where in s.corpora().items() if s.source}
@@ -687,10 +687,10 @@ def arm_names(s):
 
 
 def reported_jobs(s):
-    """The jobs that a report shows: the arms of the study and of --only, in `main` also the user's own."""
-    names = dict.fromkeys([*STUDIES[s.study].arms, *arm_names(s)])
-    own = [name for name in OWN_ARMS if s.study == "main" and make_job(s, 0, name).path.exists()]
-    return [make_job(s, i, name) for name in dict.fromkeys([*names, *own]) for i in range(s.seeds)]
+    """The jobs of a report: arms of the study and of --only; in `main` also own ones that every run has."""
+    names, runs = dict.fromkeys([*STUDIES[s.study].arms, *arm_names(s)]), range(s.seeds)
+    own = [x for x in OWN_ARMS if s.study == "main" and all(make_job(s, i, x).finished() for i in runs)]
+    return [make_job(s, i, name) for name in dict.fromkeys([*names, *own]) for i in runs]
 
 
 def check_files(s):
@@ -741,10 +741,10 @@ def plan(s):
 
 def write_log(s, left_out=()):
     """Writes what results/report.py reads, and returns the folder. left_out: why bases are left out."""
-    every, run = reported_jobs(s), Path("runs") / s.name
+    every, run, x = reported_jobs(s), Path("runs") / s.name, STUDIES[s.study].x(s)
     info = {"study": s.study, **asdict(STUDIES[s.study]), "settings": asdict(s), "contents": contents(s),
-            "bases": BASES, "arms": {job.name: asdict(job.arm) for job in every}, "left_out": left_out,
-            "logs": [str(job.log.relative_to(run)) for job in every]}
+            "x": x, "bases": BASES, "arms": {job.name: asdict(job.arm) for job in every},
+            "left_out": left_out, "logs": [str(job.log.relative_to(run)) for job in every]}
     report.write_study(run / s.study, [row for job in every for row in job.rows()], info)
     return run / s.study
 

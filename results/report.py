@@ -227,7 +227,7 @@ def judge_c3(log):
 
 
 def judge_c4(log):
-    early = min(step for step in log.steps if step >= log.last / 10)
+    early = min(step for step in log.steps if step >= max(1, log.last // 10))
     first, final = (Estimate.of(log("target", "shift_l2", step) / log("target+english", "shift_l2", step))
                     for step in (early, log.last))
     slower = np.maximum(*(log(arm, "ppl_target", log.last) for arm in T_TE))  # what both arms reach
@@ -252,12 +252,12 @@ def judge_repair(log, arm):
     found = {"language learned": "yes" if ppl.high < PPL_MARGIN else "no"}
     for what, keys in (("ICL kept", ABILITY), ("task emerged", TASK)):
         if all(log.has(key) for key in keys):
-            share = min(shares.get(key, 0) for key in keys)
-            found[what] = "yes" if share >= RECOVERED else "in part" if share >= IN_PART else "no"
+            share = min(shares.get(key, -1) for key in keys)
+            found[what] = ("yes" if share >= RECOVERED else "in part" if share >= IN_PART else
+                           "no" if share >= 0 else "no clear gap")
     then = Estimate.of(at_level(log, "target", "copain", log(arm, "ppl_target")), 0, 100)
-    texts.append(f"perplexity {arm} / with English {ppl.text(3)}; where target first had the perplexity at "
-                 f"which {arm} ends, its Copain was {then.text()}%, that of {arm} "
-                 f"{log.estimate(arm, 'copain').text()}")
+    texts.append(f"perplexity {arm} / with English {ppl.text(3)}; Copain of target where it first had that "
+                 f"perplexity, or at its end, {then.text()}%, of {arm} {log.estimate(arm, 'copain').text()}")
     verdict = grade([word == "yes" for word in found.values()], [max(shares.values()) >= IN_PART])
     return verdict, "; ".join(texts), ", ".join(f"{what}: {word}" for what, word in found.items())
 
@@ -319,7 +319,7 @@ CLAIMS = [
           f"from the base that has seen none of the language, the gap te - t on the label task is {GAP:g} "
           f"points larger than from the one that has seen 20%, above 0, and label perplexity t / te "
           f"{LABEL_RATIO:g} times as large, above 1; one is partly; inconclusive if te of the weakest base "
-          f"ends within {GAP:g} points of chance, or if neither holds and the intervals allow both")]
+          f"ends within {GAP:g} points of chance, or if neither holds and the intervals allow either")]
 
 
 def verdicts(log, study="main"):
@@ -443,14 +443,14 @@ def ends_table(log, arms, headings, most=99, spread=False):
 def pairs_table(log, pairs):
     """Arm a against arm b at the end, or where b has seen as many target tokens; shares of English's gain."""
     points, ratios, shares = ([key for key in keys if log.has(key)] for keys in (POINTS, RATIOS, SHARES))
-    rows, equal_tokens = [], ["target ppl, ratio at equal target tokens"] if log.has("tokens_target") else []
+    rows, equal = [], log.has("tokens_target") and len(log.steps) > 2  # else there is no curve to read
     for a, b in pairs:
         if a not in log.arms or b not in log.arms:
             continue
         gains = {key: log.difference(key, a, b) for key in points}
         rows.append([f"{a} against {b}", *(gain.text() for gain in gains.values()),
                      *(log.ratio(key, a, b).text(3) for key in ratios)])
-        if equal_tokens:
+        if equal:
             then = at_level(log, b, "ppl_target", log(a, "tokens_target"), of="tokens_target")
             rows[-1].append(Estimate.geometric(log(a, "ppl_target") / then).text(3))
         english = b.replace("target", "target+english")
@@ -459,8 +459,8 @@ def pairs_table(log, pairs):
             if english != b and english in log.arms and log.difference(key, english, b).is_gap():
                 share = f"{gains[key].mean / log.difference(key, english, b).mean:.0%}"
             rows[-1].append(share)
-    return markdown(["arms", *(POINTS[key] for key in points), *(f"{RATIOS[key]}, ratio" for key in ratios),
-                     *equal_tokens, *(SHARES[key] for key in shares)], rows)
+    names = [f"{RATIOS[key]}, ratio" for key in ratios] + ["target ppl, ratio at equal target tokens"] * equal
+    return markdown(["arms", *map(POINTS.get, points), *names, *map(SHARES.get, shares)], rows)
 
 
 def running_table(log):
@@ -693,7 +693,7 @@ def draw_figure(log, info, folder, title):
     lines = []
     (folder / "curves.png").unlink(missing_ok=True)  # of this study in progress
     for i, (name, arms) in enumerate(info["lines"].items()):
-        points = [(arm, log.last) for arm in arms if arm in log.arms]
+        points = [(arm, log.last) for arm in sorted({*arms} & {*log.arms}, key=xs.get)]
         if points:
             lines.append((name, *style(name, i), [xs[arm] for arm, _ in points], points, log))
     if label == "step" or log.running:

@@ -60,8 +60,7 @@ SCHEDULES |= {  # of the learning rate: what differs from main's, which is low f
     "at-40":    dict(warmup=0.01, lr_until=0.4, lr_floor=0.05),
     "paper":    dict(warmup=0.1, lr_until=1.0, lr_floor=0.033),
 }
-BASES |= {  # what differs from main's base, which has seen 0.3% of the target language, and whose tokenizer
-    # has seen English alone
+BASES |= {  # what differs from main's (0.3% of what it sees is target language; a tokenizer of English alone)
     "joint":    dict(tokenizer="joint", vocab_size=2048),  # every word of all languages is one token
     "seen-0":   dict(base_curriculum="english=rest"),
     "seen-0.1": dict(base_curriculum="english=rest target=constant(0.001)"),
@@ -97,7 +96,7 @@ class Study:
     judge: list = ()          # each {arm that a claim names: arm to put there} judges the claims once more
     judge_best: bool = False  # so does every arm at the rate of its lowest target perplexity
     figure: str = ""          # x label ("step", "target perplexity": no x needed); "": a row per arm
-    x: dict = field(default_factory=dict)  # {arm: its place along x}
+    x: object = lambda s: {}  # of Settings: {arm: its place along x}
     lines: dict = field(default_factory=dict)  # {name of a line of the figure: the arms that it joins}
 
 
@@ -106,10 +105,11 @@ def against(other, names):
     return [(name, other) for name in names if name != other]
 
 
-def rate_after(arm, percent):
-    """How much training is left after `percent` of the steps: the sum of their rates, over the peak rate."""
-    job = make_job(Settings(), 0, arm)
-    return sum(lr_factor(step, job) for step in range(job.steps * percent // 100, job.steps))
+def rates_after(s):
+    """{arm: how much training is left when its English ends, as the sum of the rates, over the peak rate}."""
+    jobs = [(make_job(s, 0, arm), until) for arm, until in AFTER.items()]
+    return {job.name: sum(lr_factor(step, job) for step in range(job.steps * until // 100, job.steps))
+            for job, until in jobs}
 
 
 def in_place(*names):
@@ -127,8 +127,7 @@ CONTENT = ("target target+english english-prose english-repeats english-patterns
            "third-patterns english-only").split()
 DOSES = {"target": 0, "english-1": 1, "english-5": 5, "target+english": 20, "english-50": 50}
 UNTIL = {"target+english": 100, "first-40": 40, "first-20": 20, "curriculum": 10, "first-5": 5, "target": 0}
-AFTER = {arm + end: rate_after(arm + end, until)  # UNTIL: in % of the steps
-         for end in ENDS for arm, until in UNTIL.items() if arm + end in ARMS}
+AFTER = {arm + end: until for end in ENDS for arm, until in UNTIL.items() if arm + end in ARMS}  # % of steps
 PLACES = [*AFTER, "middle", "last", "spread"]
 AVERAGES = "target target+english ema low-lr ema-0.8 target-lr-0.2 ema-every-10 shadow-ema flipped-ema"
 BASQUE = "target english+patterns early-both ema target+english patterns target-lr-0.2".split()
@@ -136,7 +135,7 @@ LIMITS = ("target target+english lora-1 lora-4 lora-16 lora-64 lora-16+wte l2-1 
           "frozen-blocks").split()
 SEEN = [(f"{seen}+english", seen) for seen in ("seen-0", "seen-0.1", "target", "seen-3", "seen-20")]
 SEEN.append(("seen-20+english-lr-0.1", "seen-20-lr-0.1"))
-SIZES = {"small-": 96, "": 128, "large-": 256}                      # n_embd
+SIZES = ("small-", "", "large-")
 STUDIES |= {
     "main": Study(
         "Does English in the mixture matter, and can a curriculum or an EMA replace it?",
@@ -150,7 +149,7 @@ STUDIES |= {
         "How much does the learning rate decide?",
         [name + rate for name in MAIN for rate in RATES],
         pairs=[(name + rate, "target" + rate) for name in MAIN[1:] for rate in RATES],
-        judge_best=True, figure=RATE, x=RATE_OF,
+        judge_best=True, figure=RATE, x=lambda s: RATE_OF,
         lines={name: [name + rate for rate in RATES] for name in MAIN}),
     "tokenizer": Study(
         "Does it matter whether the new language is spelled with English pieces or has tokens of its own?",
@@ -158,18 +157,18 @@ STUDIES |= {
         pairs=[(base + name + rate, base + "target" + rate)
                for base in BOTH for name in MAIN[1:] for rate in RATES[:3]],
         judge=[in_place(*(base + name + rate for name in MAIN)) for base in BOTH for rate in RATES[:3]],
-        figure=RATE, x=RATE_OF,
+        figure=RATE, x=lambda s: RATE_OF,
         lines={b + name: [b + name + rate for rate in RATES[:3]] for b in BOTH for name in MAIN[:2]}),
     "replay-content": Study(
         "What in English protects: its prose, or its patterns?", CONTENT, pairs=against("target", CONTENT)),
     "replay-dose": Study(
         "How much English is enough?", list(DOSES), pairs=against("target", DOSES),
-        figure="English, % of the tokens", x=DOSES, lines={"target+english": list(DOSES)}),
+        figure="English, % of the tokens", x=lambda s: DOSES, lines={"target+english": list(DOSES)}),
     "placement": Study(
         "English at another time, or in another window: how much training may follow it?",
         PLACES, pairs=[*against("target", PLACES), ("curriculum", "middle"), ("curriculum", "last"),
                        ("spread", "curriculum")],
-        figure="peak-rate steps after English", x=AFTER,
+        figure="peak-rate steps after English", x=rates_after,
         lines={f"schedule {end[1:] or 'of main'}": [arm + end for arm in UNTIL if arm + end in AFTER]
                for end in ENDS}),
     "averaging": Study(
@@ -192,12 +191,13 @@ STUDIES |= {
         [size + name for size in SIZES for name in MAIN],
         pairs=[(size + name, f"{size}target") for size in SIZES for name in MAIN[1:]],
         judge=[in_place(*(size + name for name in MAIN)) for size in SIZES],
-        figure="channels (n_embd)", x={size + name: x for size, x in SIZES.items() for name in MAIN},
+        figure="channels (n_embd)",
+        x=lambda s: {arm: make_job(s, 0, arm).settings.n_embd for arm in STUDIES["scale"].arms},
         lines={name: [size + name for size in SIZES] for name in MAIN}),
 }
 for name, study in STUDIES.items():
     judged = [chosen.values() for chosen in study.judge]
-    for arm in chain(study.arms, study.x, *study.pairs, *study.lines.values(), *judged):
+    for arm in chain(study.arms, study.x(Settings()), *study.pairs, *study.lines.values(), *judged):
         check_name(f"an arm of study {name!r}", arm, ARMS)
 
 

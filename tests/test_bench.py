@@ -172,8 +172,7 @@ def test_answers_do_not_depend_on_what_shares_the_batch(tok):
 
 
 def test_choice_logprobs_are_the_summed_log_probabilities_by_hand_whatever_shares_the_batch(tok):
-    model = random_gpt(tok)
-    prompts = [[5, 6, 7], [8], [*range(9)]]
+    model, prompts = random_gpt(tok), [[5, 6, 7], [8], [*range(9)]]
     choices = [[[1], [2], [3, 4, 9]], [[3, 1], [3, 2], [3, 1, 7]], [[1], [2]]]
     for prompt, some, scores in zip(prompts, choices, choice_logprobs(model, prompts, choices)):
         for choice, score in zip(some, scores):
@@ -228,8 +227,9 @@ def test_the_shift_of_token_embeddings_is_told_apart_by_the_texts_that_use_them(
     with torch.no_grad():
         tiny.transformer.wte.weight[:4, 0] += torch.tensor([1.0, 2.0, 4.0, 9.0])
     shift = bench.token_shift(tiny, before, english=np.array([0, 1, 2]), target=np.array([1, 3, 3]))
-    assert shift["shift_target_tokens"] == pytest.approx((2 + 9) / 2)
-    assert shift["shift_english_tokens"] == pytest.approx((1 + 4) / 2)
+    assert shift == pytest.approx({"shift_target_tokens": (2 + 9) / 2, "shift_english_tokens": (1 + 4) / 2})
+    shift = bench.token_shift(tiny, before, english=np.array([1]), target=np.array([1]))  # in both
+    assert shift == {"shift_target_tokens": 2.0}
 
 
 def test_rows_hold_plain_numbers_of_the_same_items_in_float32_under_autocast_too(world, tok, monkeypatch):

@@ -21,8 +21,7 @@ def test_alpha_zero_is_no_averaging_and_alpha_one_is_no_training(tiny, alpha, fa
 
 def test_lookahead_leaves_training_alone_between_updates_and_is_the_papers_equation_at_an_update(tiny):
     p = tiny.lm_head.weight  # tied with wte, so that a second update would be seen
-    before = p.detach().clone()
-    ema = EMA(tiny, alpha=0.9, every=3)
+    before, ema = p.detach().clone(), EMA(tiny, alpha=0.9, every=3)
     for step in range(1, 7):
         with torch.no_grad():
             p.add_(1.0)

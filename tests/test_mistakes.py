@@ -55,6 +55,7 @@ GOOD = "study/runs/smoke/seed3000/base.pt"
     # the other files; test_real_text.py has those of real text
     ("bench.py", "give one model"), ("bench.py none.pt", "none.pt"), ("bench.py --shwo", "--shwo"),
     (f"bench.py {GOOD} {GOOD.replace('3000', '3001')} --show", "one run"), ("results/report.py none", "none"),
+    (f"bench.py {GOOD} --shots 0", "--shots goes with"), ("bench.py --hide", "--show"),
     ("data.py shw", "choose from .*prepare"), ("data.py prepare nowhere.txt --name x", "nowhere.txt"),
     ("model.py none.pt --export out", "none.pt"), ("curriculum.py target=rest=rest", "target=rest=rest")])
 def test_a_mistake_gets_one_line_exit_code_2_and_writes_nothing(folder, call, command, words):

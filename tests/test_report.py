@@ -28,7 +28,7 @@ def rows_of(arms, seeds=3):
             end = SOUND | given
             early = end | {"copain": end.get("early", end["copain"])}
             for step, metrics in ((0, BASE), (10, early), (100, end)):
-                metrics = metrics | dict(arm=arm, seed=seed, step=step, data_seed=seed, bench_seed=7)
+                metrics = metrics | dict(arm=arm, seed=seed, step=step, data_seed=seed, tokens_target=step)
                 metrics["ppl_target"] += 0.01 * seed
                 rows.append(metrics | {"copain_tasks": dict.fromkeys(COPAIN_TASKS, metrics["copain"])})
     return rows
@@ -99,8 +99,8 @@ def test_half_an_effect_and_half_a_repair_are_partly():
 
 
 def test_each_part_of_a_repair_has_its_own_word_and_a_run_without_a_task_is_judged_without_it():
-    for label, word in ((55.0, "no"), (75.0, "in part"), (85.0, "yes")):
-        arms = TWO | {"ema": {"ppl_target": 6.0, "label_target": label}}
+    for label, te, word in ((55, 51, "no clear gap"), (55, 90, "no"), (75, 90, "in part"), (85, 90, "yes")):
+        arms = TWO | {"target+english": dict(label_target=te), "ema": dict(ppl_target=6.0, label_target=label)}
         words = f"language learned: no, ICL kept: yes, task emerged: {word}"
         assert report.judge_repair(Log(rows_of(arms)), "ema")[2] == words
     rows = [{key: value for key, value in row.items() if "label" not in key} for row in rows_of(arms)]
@@ -208,7 +208,7 @@ def test_two_studies_stand_side_by_side_if_they_measure_the_same_and_what_differ
     rows = rows_of(TWO | {"target": SOUND, "mine": {}}, seeds=4)
     write_study(tmp_path / "b", [row | {"step": 2 * row["step"]} for row in rows], steps=200, lr=2.0)
     code, out, err = call(tmp_path, "results/report.py", "a", "b")
-    assert code == 0 and "means over 3 runs" in out, err
+    assert code == 0 and "means over 3 runs" in out and "at equal target tokens" not in out, err
     for line in ("steps: 100 in A, 200 in B\nlr: None in A, 2.0 in B\n", "| target, A ", "| target, B ",
                  "| mine, B ", "| target, B against target, A "):
         assert f"\n{line}" in out

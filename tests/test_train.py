@@ -180,8 +180,7 @@ def test_rerunning_a_finished_study_trains_nothing_and_the_report_is_a_function_
     before = times(folder, "seed*/*.pt")
     names = ("main/report.md", "main/metrics.jsonl")
     text = [(folder / name).read_bytes() for name in names]
-    assert call(path, "train.py", *SMOKE, "--seeds", "2")[0] == 0
-    assert times(folder, "seed*/*.pt") == before
+    assert call(path, "train.py", *SMOKE, "--seeds", "2")[0] == 0 and times(folder, "seed*/*.pt") == before
     assert call(path, "results/report.py", "runs/smoke/main")[0] == 0
     assert [(folder / name).read_bytes() for name in names] == text
 
@@ -201,6 +200,10 @@ def test_an_arm_of_ones_own_is_a_line_of_ARMS_and_its_name(study, call, monkeypa
     code, out, err = call(study[0], "train.py", *SMOKE, "--seeds", "2", "--only", "mine")
     assert code == 0 and re.search(r"\| mine +\|", out) and re.search(r"\| target +\|", out), err
     assert "| mine against target" in (study[0] / "runs/smoke/main/report.md").read_text()
+    monkeypatch.setattr(train, "OWN_ARMS", ["mine"])  # as if train.py had it when it was imported
+    monkeypatch.chdir(study[0])
+    two, three = (train.reported_jobs(train.parse_flags([*SMOKE, "--seeds", n])) for n in "23")
+    assert "mine" in str(two) and "mine" not in str(three)  # else the report would leave out the third run
     monkeypatch.setitem(train.BASES, "odd", dict(n_embed=96))
     monkeypatch.setitem(train.SOURCES, "odd", ("english", dict(prosa=1)))
     for wrong in (dict(ema_alpha=1.5), dict(shadow=True), dict(lora_rank=-1), dict(lora_rank=1, l2=1.0),
@@ -249,6 +252,7 @@ def test_a_study_compares_its_own_arms_and_trains_each_once_after_the_one_it_nee
         paths = [job.path for job in jobs]
         assert len({job.title for job in jobs}) == len(set(paths)) == len(jobs)
         assert all(paths.index(job.needs.path) < paths.index(job.path) for job in jobs if job.needs)
+    assert train.STUDIES["scale"].x(train.Settings(n_embd=64))["target"] == 64  # x is of the settings
 
 
 def test_corpora_are_made_anew_when_what_they_depend_on_changes(fresh):
@@ -264,8 +268,7 @@ def test_corpora_are_made_anew_when_what_they_depend_on_changes(fresh):
 def test_a_cpu_takes_the_laptop_preset_even_beside_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
-    assert train.parse_flags([]).preset == "gpu"
-    assert train.parse_flags(["--device", "cpu"]).preset == "laptop"
+    assert train.parse_flags([]).preset == "gpu" and train.parse_flags(["--device", "cpu"]).preset == "laptop"
 
 
 def test_there_are_at_most_45_settings_and_help_tells_each_with_its_default(tmp_path, call):
