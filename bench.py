@@ -155,7 +155,7 @@ def read_choices(path, n_shots=5):
     for where, row in read_json_lines(path):
         context, choices, label = row.get("context"), row.get("choices"), row.get("label")
         good = isinstance(context, str) and isinstance(choices, list) and type(label) is int  # not True
-        choices = tuple(str(choice).strip() for choice in choices) if good else ()
+        choices = tuple(x.strip() if isinstance(x, str) else "" for x in choices) if good else ()
         good = len(set(choices) - {""}) == len(choices) > 1 and context.strip() and 0 <= label < len(choices)
         require(good, f"{where}: expected `context`, a text, `choices`, two or more different texts, and "
                       f"`label`, the number of the right one, from 0; found {str(row)[:300]}")
@@ -453,7 +453,7 @@ def show_answers(paths):
         for ckpt, model, tok in zip(ckpts, models, toks):
             prompt = torch.tensor([encode_item(tok, item)[0]])                             # (1, T)
             ids = model.generate(prompt, 8, temperature=0)[0, prompt.size(1):]
-            answer = tok.decode(ids.tolist()).split("\n")[0].split(HELD_OUT_FORMAT[0])[0]
+            answer = tok.decode(ids.tolist()).split(EOT)[0].split("\n")[0].split(item.between)[0]
             print(f"    {ckpt['job']['name']:16}{answer}")
         print(f"    {'right':16} {item.answer}\n")
 

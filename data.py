@@ -497,8 +497,8 @@ def published_tokenizer(folder):
             eot = json.loads(read_text(folder / file)).get(key)
     require(isinstance(eot, int), f"{EOT} has no id in vocab.json, added_tokens.json or config.json")
     merged = list(ranks.values())[256:]
-    good = merged == sorted(merged) and len({eot, *ranks.values()}) == len(ranks) + 1
-    require(good, "two ids are equal, or they do not rise in the order of the merges")
+    good = merged == sorted(merged) and len({eot, *ranks.values()}) == len(ranks) + 1 > len(ids) - 99
+    require(good, "two ids are equal, do not rise in the order of the merges, or merges.txt is cut")
     return Tokenizer(ranks, GPT2_SPLIT, eot)
 
 
@@ -509,8 +509,8 @@ def find_texts(paths, found, others, are_named=True):
     for path in paths:
         if path.name.startswith(".") and not are_named:
             others["hidden"] += 1
-        elif not path.exists():
-            raise ValueError(f"{path} does not exist, or is a broken link")
+        elif not path.is_file() and not path.is_dir():
+            raise ValueError(f"{path} does not exist, or is a broken link or a pipe")
         elif path.is_file() and not are_named and not regex.search(TEXT_FILE, path.name):
             others["of another kind"] += 1
         elif path.resolve() in found:
@@ -556,14 +556,12 @@ def prepare(name, paths, out="data", field="text", tokenizer="gpt2", vocab_size=
     found, others = {}, Counter()
     find_texts(map(Path, paths), found, others)
     files = [path for path in found.values() if path.is_file()]
-    passed_over = ", ".join(f"{n} {reason}" for reason, n in others.items())
-    print(f"{len(files)} files taken; passed over: {passed_over or 'none'}")
+    print(len(files), "files taken; passed over:", ", ".join(f"{n} {x}" for x, n in others.items()) or "none")
     read = partial(read_documents, field=field, errors=errors)
     empty = [str(file) for file in files if not any(read(file))]  # a wrong --field is found here, too
     require(files and not empty, f"no text in {', '.join(empty or map(str, paths))}")
     if tokenizer == "bpe":
-        each = 1 + 20_000 // len(files)
-        sample = [text[:2000] for file in files for text in islice(read(file), each)]
+        sample = [text[:2000] for file in files for text in islice(read(file), 1 + 20_000 // len(files))]
         tok = Tokenizer(train_bpe(sample, vocab_size))
     else:
         tok = load_tokenizer(tokenizer)
@@ -637,7 +635,7 @@ def main():
     flag("--out", help="folder of the prepared sources, by default data")
     flag("--field", help="field of a JSON line that holds the text, by default text")
     flag("--tokenizer", help="gpt2 (the default), bpe (of these files) or a folder with one")
-    flag("--vocab_size", type=int, help="largest vocabulary of --tokenizer bpe, from 257; by default 8192")
+    flag("--vocab_size", type=int, help="largest vocabulary of --tokenizer bpe, by default 8192")
     flag("--val", type=float, help="share of held-out documents, the same for all sources; by default 0.005")
     flag("--errors", choices=["strict", "replace"], help="on invalid UTF-8, by default strict")
     flags = vars(parser.parse_args())

@@ -56,7 +56,7 @@ class Arm:
     ema_alpha: float = 0.0    # 0: no EMA
     ema_every: int = 1        # steps between two updates of the EMA
     shadow: bool = False      # the EMA is evaluated and never trained on
-    lora_rank: int = 0        # 0: no LoRA
+    lora_rank: int = 0        # 0: no LoRA; else only its matrices are trained, unless `trained` says more
     trained: str = ""         # a regular expression: only parameters in whose names it is found are trained
     l2: float = 0.0           # L2 penalty to the base: every step moves lr * l2 of the way back to it
     base: str = ""            # the base to start from, one of BASES
@@ -114,7 +114,7 @@ class Settings:
     base_curriculum: str = setting("english=rest target=constant(0.003)", "mixture of the pretraining")
     muon_lr: float = setting(0.02, "peak learning rate of Muon; 0 gives its matrices to AdamW")
     base_lr: float = setting(3e-3, "peak learning rate of AdamW in the pretraining", ABOVE_ZERO)
-    gate: int = setting(1, "1 trains no arm from a base of the toy world that misses GATE", 0, 1)
+    gate: int = setting(1, "1 trains no arm from a toy base that misses GATE, unless --init gives it", 0, 1)
     # continued pretraining with AdamW, as in the paper
     steps: int = setting(2400, "steps of an arm", 1, 10 ** 6)
     batch_size: int = setting(16, "rows in a batch of an arm", 1)
@@ -478,7 +478,7 @@ def make_model(job, tok):
     if job.arm.lora_rank:
         add_lora(model, job.arm.lora_rank)
     for name, p in model.named_parameters():
-        p.requires_grad_(bool(re.search(job.arm.trained, name)))
+        p.requires_grad_(bool(re.search(job.arm.trained or "lora_" * bool(job.arm.lora_rank), name)))
     require(any(p.requires_grad for p in model.parameters()), f"{job.arm.trained!r} names nothing to train")
     return model.to(s.device), base
 
@@ -518,7 +518,7 @@ def open_data(job, part, sources, tok):
 
 
 def shared_tokenizer(s):
-    """The Tokenizer of the given base and the sources, if there are any. ValueError if they differ."""
+    """The Tokenizer of the sources and the base, which a GPT-2 folder may lack. ValueError if they differ."""
     found = [load_tokenizer(folder) for folder in s.prepared().values()]
     if Path(s.init).is_file():
         found.append(Tokenizer.from_json(load_checkpoint(s.init)["tokenizer"]))
@@ -707,7 +707,7 @@ def check_files(s):
         held = {source: bench.occurrences(items, tok, np.memmap(folder / "train.bin", tok.dtype, "r"))
                 for source, folder in folders.items()}
         print(f"{name}: of {len(items)} prompts, {lost['lost_shots']} lose shots, {lost['cut']} a part "
-              f"of the question; questions that the sources hold: {held}")
+              f"of the question; questions of 12 tokens or more that the sources hold: {held}")
 
 
 def plan(s):
@@ -721,7 +721,7 @@ def plan(s):
     for job in jobs.values():
         job.settings.check()
         arm, curriculum, parts = job.arm, Curriculum(job.arm.curriculum), rank_and_world()[1] * s.accumulate
-        EMA(torch.nn.Identity(), arm.ema_alpha, arm.ema_every)  # refuses what is out of range
+        EMA(torch.nn.Identity(), arm.ema_alpha, arm.ema_every), re.compile(arm.trained)  # refuse mistakes
         good = arm.lr_scale > 0 and arm.lora_rank >= 0 and arm.l2 >= 0 and not (arm.l2 and arm.lora_rank)
         require(good and (arm.ema_alpha or not arm.shadow), f"arm {job.name!r}: lr_scale must be above 0, "
                 "lora_rank and l2 not negative; LoRA and l2 do not go together, and shadow needs ema_alpha")
@@ -739,12 +739,13 @@ def plan(s):
     return list(jobs.values())
 
 
-def write_log(s, left_out=()):
-    """Writes what results/report.py reads, and returns the folder. left_out: why bases are left out."""
+def write_log(s, left_out=None):
+    """Writes what results/report.py reads; returns the folder. left_out: why bases are, None during a run."""
     every, run, x = reported_jobs(s), Path("runs") / s.name, STUDIES[s.study].x(s)
+    logs = [str(job.log.relative_to(run)) for job in every if left_out is None]  # newer while it runs
     info = {"study": s.study, **asdict(STUDIES[s.study]), "settings": asdict(s), "contents": contents(s),
             "x": x, "bases": BASES, "arms": {job.name: asdict(job.arm) for job in every},
-            "left_out": left_out, "logs": [str(job.log.relative_to(run)) for job in every]}
+            "left_out": left_out or [], "logs": logs}
     report.write_study(run / s.study, [row for job in every for row in job.rows()], info)
     return run / s.study
 
@@ -826,16 +827,17 @@ def take_from_base(s, given):
     else:
         ckpt = load_checkpoint(s.init)
         known = ckpt["config"] | ckpt["settings"]
+        done = ckpt["step"] == known["base_steps" if ckpt["job"]["name"] == "base" else "steps"]
+        require(done, f"{s.init} is unfinished, at step {ckpt['step']}: run the command that made it again")
     require(s.source or not known["source"], f"{s.init} is for real text: give sources, --source NAME=FOLDER")
     if s.source:
         most = known["block_size"]
         known["block_size"] = given.get("block_size", min(most, 1024))
         require(known["block_size"] <= most, f"--block_size is above {most}, the longest of {s.init}")
-    for key in "seed cognates tokenizer vocab_size n_layer n_head n_embd block_size".split():
-        value = known.get(key, getattr(s, key))
-        same = given.get(key, value) == value
-        require(same, f"--{key} is {given.get(key)}, but {s.init} has {value}: leave --{key} out")
-        setattr(s, key, value)
+    for k in "seed cognates tokenizer vocab_size n_layer n_head n_embd block_size".split():
+        x = known.get(k, getattr(s, k))
+        require(given.get(k, x) == x, f"--{k} is {given.get(k)}, but {s.init} has {x}: leave --{k} out")
+        setattr(s, k, x)
 
 
 def main(argv=None):
@@ -853,7 +855,7 @@ def main(argv=None):
         study(s)
         if dist.is_initialized():
             dist.destroy_process_group()
-    except (ValueError, OSError, MemoryError) as e:
+    except (ValueError, OSError, MemoryError, re.error) as e:
         refuse(e, code=1 if isinstance(e, ChildProcessError) else 2)
     except RuntimeError as e:
         if not torchrun:
@@ -862,7 +864,7 @@ def main(argv=None):
                "goes on from the last checkpoint. If no torchrun was meant, unset TORCHELASTIC_RUN_ID and "
                f"WORLD_SIZE (now {os.environ.get('WORLD_SIZE')})", code=1)
     except KeyboardInterrupt:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})  # no second one during exit
+        [signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT, signal.SIGTERM)]  # no second one
         print(f"\nstopped; to continue: python train.py {shlex.join(argv)}", file=sys.stderr)
         sys.exit(130)
 

@@ -100,7 +100,7 @@ def read_study(folder):
         needed = "study question pairs judge judge_best figure x lines left_out arms bases settings"
         lacks = [key for key in needed.split() if key not in info]
         require(not lacks, f"settings.json lacks {', '.join(lacks)}")
-        logs = [folder.parent / name for name in info.get("logs", [])]  # newer, as long as they are there
+        logs = [folder.resolve().parent / name for name in info.get("logs", [])]  # newer, if there
         files = [path for path in logs if path.exists()] or [folder / "metrics.jsonl"]
         rows, order = [row for path in files for _, row in read_json_lines(path)], list(info["arms"])
         rows.sort(key=lambda row: (order.index(row["arm"]), row["seed"], row["step"]))

@@ -70,8 +70,7 @@ def tiny():
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory):
     """Settings of a run of a second, and the folder of its one seed with its data and a trained base."""
-    s = train.parse_flags([*SMOKE, "--checkpoint_every", "4"])
-    folder = tmp_path_factory.mktemp("smoke")
+    s, folder = train.parse_flags([*SMOKE, "--checkpoint_every", "4"]), tmp_path_factory.mktemp("smoke")
     base = dataclasses.replace(train.make_job(s, 0, "base"), folder=folder)
     train.prepare(base)
     train.train(base)

@@ -150,6 +150,7 @@ def test_samples_begin_as_asked_and_letters_that_a_terminal_lacks_are_replaced(c
     (read_choices, GOOD.replace("context", "ctx"), "expected `context`, .*found {'ctx'"),
     (read_choices, GOOD.replace('"choices"', '"options"'), "expected .*`choices`"),
     (read_choices, GOOD.replace("a much longer dog", "the cat "), "expected .*different texts"),
+    (read_choices, GOOD.replace('"a much longer dog"', "null"), "expected .*different texts"),
     (read_choices, GOOD.replace(', "a much longer dog"', ""), "expected .*two or more"),
     (read_choices, GOOD.replace('"label": 0', '"label": 2'), "expected .*`label`.*'label': 2"),
     (read_choices, GOOD.replace('"label": 0', '"label": true'), "expected .*'label': True"),

@@ -4,7 +4,7 @@ import re
 import pytest
 import torch
 
-from conftest import SMOKE, times
+from conftest import SMOKE, load_checkpoint, times
 
 
 class Hostile:
@@ -20,6 +20,7 @@ def folder(tmp_path, study):
     (tmp_path / "study").symlink_to(study[0])
     (tmp_path / "folder.pt").mkdir()
     torch.save({"a": 1}, tmp_path / "other.pt")
+    torch.save(load_checkpoint(study[0] / "runs/smoke/seed3000/base.pt") | {"step": 3}, tmp_path / "half.pt")
     torch.save({"model": Hostile()}, tmp_path / "hostile.pt")
     return tmp_path
 
@@ -49,6 +50,7 @@ GOOD = "study/runs/smoke/seed3000/base.pt"
     ("train.py --base_curriculum frensh=rest", "frensh.*english"),
     # checkpoints; test_model.py has more of them
     ("train.py --init none.pt", "none.pt"), ("train.py --init hostile.pt", "hostile.pt"),
+    ("train.py --init half.pt", "half.pt is unfinished, at step 3"),
     ("train.py --init folder.pt", "folder.pt"), ("train.py --init other.pt", "not a nanoCPT checkpoint"),
     (f"train.py --init {GOOD} --seeds 2", "--init gives the one base of one run"),
     (f"train.py --init {GOOD} --cognates 0.1", "cognates is 0.1, but .* has 0.5: leave --cogn"),
@@ -59,8 +61,7 @@ GOOD = "study/runs/smoke/seed3000/base.pt"
     ("data.py shw", "choose from .*prepare"), ("data.py prepare nowhere.txt --name x", "nowhere.txt"),
     ("model.py none.pt --export out", "none.pt"), ("curriculum.py target=rest=rest", "target=rest=rest")])
 def test_a_mistake_gets_one_line_exit_code_2_and_writes_nothing(folder, call, command, words):
-    script, *flags = command.split()
-    before = times(folder)
+    before, (script, *flags) = times(folder), command.split()
     code, _, err = call(folder, script, *(SMOKE if script == "train.py" else ()), *flags)
     assert code == 2 and err.startswith("error: ") and len(err.splitlines()) == 1, err
     assert re.search(words, err), err

@@ -156,6 +156,7 @@ def test_help_pages_become_documents_without_copies_untranslated_paragraphs_and_
     ("vocab.json", IDS | {EOT: 259}, 259), ("vocab.json", {EOT: 0} | {t: i + 1 for t, i in IDS.items()}, 0),
     ("added_tokens.json", {EOT: 400}, 400), ("config.json", {"eos_token_id": 70000}, 70000),
     ("config.json", {"eos_token_id": 7}, "two ids are equal"), ("config.json", {}, "endoftext.* has no id"),
+    ("vocab.json", IDS | {EOT: 259} | {f"x{i}": 300 + i for i in range(99)}, "merges.txt is cut"),
     ("vocab.json", LFS, "json is a Git LFS"), ("vocab.json", IDS | {EOT: 500, "et": 300}, "do not rise")])
 def test_a_published_vocabulary_keeps_its_ids_and_its_end_of_text_is_no_guess(tmp_path, file, content, eot):
     (tmp_path / "merges.txt").write_text("#version: 0.2\ne t\nĠ et\nx e\n", encoding="utf-8")

@@ -45,8 +45,7 @@ def test_numbers_without_an_interval_are_those_of_the_logs():
     def closed(key):
         return f"{log.difference(key, 'curriculum', 'target').mean / log.difference(key).mean:.0%}"
 
-    alone = report.single_runs(log, "main")
-    pages = " ".join("".join(PAGES.values()).split())
+    alone, pages = report.single_runs(log, "main"), " ".join("".join(PAGES.values()).split())
     for sentence in (
             f"`target` ends with {mean('copain')} right, {mean('copain_not_in_list')} outside the list and "
             f"{mean('copain_wrong_element')} wrong elements. If only the list's elements compete, it is "
