@@ -572,8 +572,7 @@ def prepare(name, paths, out="data", field="text", tokenizer="gpt2", vocab_size=
         while batch := list(islice(documents, 1000)):
             texts = {"train": [], "val": []}
             for text in batch:  # by hash: equal documents share a side, and a smaller --val lies in a larger
-                is_held_out = zlib.crc32(text.encode()) < val * 2 ** 32
-                texts["val" if is_held_out else "train"].append(text)
+                texts["val" if zlib.crc32(text.encode()) < val * 2 ** 32 else "train"].append(text)
             train.write(tok.encode_documents(texts["train"]))
             held_out.write(tok.encode_documents(texts["val"]))
             bar.update(len(batch))

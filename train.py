@@ -508,8 +508,7 @@ def prepare(job):
     for name, part, n, seed in wanted:
         file = token_file(job, name, part)
         if name in s.corpora() and not file.exists():
-            documents = write_corpus(world, s.corpora()[name], n, seed)
-            write_file(file, tok.encode_documents(documents).tofile)
+            write_file(file, tok.encode_documents(write_corpus(world, s.corpora()[name], n, seed)).tofile)
 
 
 def open_data(job, part, sources, tok):
@@ -689,8 +688,9 @@ def arm_names(s):
 def reported_jobs(s):
     """The jobs of a report: arms of the study and of --only; in `main` also own ones that every run has."""
     names, runs = dict.fromkeys([*STUDIES[s.study].arms, *arm_names(s)]), range(s.seeds)
-    own = [x for x in OWN_ARMS if s.study == "main" and all(make_job(s, i, x).finished() for i in runs)]
-    return [make_job(s, i, name) for name in dict.fromkeys([*names, *own]) for i in runs]
+    own = [name for name in OWN_ARMS if s.study == "main" and name not in names]
+    own = [name for name in own if all(make_job(s, i, name).finished() for i in runs)]
+    return [make_job(s, i, name) for name in [*names, *own] for i in runs]
 
 
 def check_files(s):
@@ -864,7 +864,8 @@ def main(argv=None):
                "goes on from the last checkpoint. If no torchrun was meant, unset TORCHELASTIC_RUN_ID and "
                f"WORLD_SIZE (now {os.environ.get('WORLD_SIZE')})", code=1)
     except KeyboardInterrupt:
-        [signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT, signal.SIGTERM)]  # no second one
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # no second one during exit
         print(f"\nstopped; to continue: python train.py {shlex.join(argv)}", file=sys.stderr)
         sys.exit(130)
 

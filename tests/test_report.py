@@ -12,9 +12,9 @@ from results import report
 from results.report import Estimate, Log
 
 BASE = dict(ppl_target=10.0, copain=90.0, copain_restricted=91.0, gain=40.0, label_target=60.0,
-            label_ppl_target=2.0, shift_l2=0.0)
+            label_ppl_target=2.0, shift_l2=0.0, tokens_target=0)
 SOUND = dict(ppl_target=5.0, copain=85.0, copain_restricted=86.0, gain=38.0, label_target=90.0,
-             label_ppl_target=1.2, shift_l2=2.0)
+             label_ppl_target=1.2, shift_l2=2.0, tokens_target=100)
 COLLAPSED = dict(early=5.0, copain=20.0, copain_restricted=30.0, gain=1.0, label_target=51.0,
                  label_ppl_target=3.0, shift_l2=40.0)
 TWO = {"target": COLLAPSED, "target+english": {}}
@@ -28,7 +28,7 @@ def rows_of(arms, seeds=3):
             end = SOUND | given
             early = end | {"copain": end.get("early", end["copain"])}
             for step, metrics in ((0, BASE), (10, early), (100, end)):
-                metrics = metrics | dict(arm=arm, seed=seed, step=step, data_seed=seed, tokens_target=step)
+                metrics = metrics | dict(arm=arm, seed=seed, step=step, data_seed=seed, bench_seed=7)
                 metrics["ppl_target"] += 0.01 * seed
                 rows.append(metrics | {"copain_tasks": dict.fromkeys(COPAIN_TASKS, metrics["copain"])})
     return rows
