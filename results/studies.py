@@ -72,7 +72,7 @@ BASES |= {  # what differs from main's (0.3% of what it sees is target language;
 for name in MAIN:
     for schedule in ("at-40", "paper"):
         MORE_ARMS[f"{name}-{schedule}"] = replace(ARMS[name], schedule=schedule)
-    for scale in (0.2, 0.5, 2):
+    for scale in (0.2, 0.5, 2, 4):
         MORE_ARMS[f"{name}-lr-{scale}"] = replace(ARMS[name], lr_scale=scale)
         MORE_ARMS[f"joint-{name}-lr-{scale}"] = replace(ARMS[name], base="joint", lr_scale=scale)
     for base in ("small", "large", "joint"):
@@ -118,10 +118,10 @@ def in_place(*names):
 
 
 ENDS = ["", "-at-40", "-paper"]  # ends of names: schedules
-RATES = ["-lr-0.2", "-lr-0.5", "", "-lr-2"]  # and rates
+RATES = ["-lr-0.2", "-lr-0.5", "", "-lr-2", "-lr-4"]  # and rates
 BOTH = ("", "joint-")  # bases with the two tokenizers
 RATE, RATE_OF = "rate, as a share of main's", {}
-for rate, share in zip(RATES, (0.2, 0.5, 1, 2)):
+for rate, share in zip(RATES, (0.2, 0.5, 1, 2, 4)):
     RATE_OF |= {base + name + rate: share for base in BOTH for name in MAIN}
 CONTENT = ("target target+english english-prose english-repeats english-patterns other-rules third-language "
            "third-patterns english-only").split()
