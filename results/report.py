@@ -642,7 +642,7 @@ PANELS = {"ppl_target": "Target perplexity", "copain": "Copain, %", "gain": "Gai
 CHANCE = {"copain": "a random element", "copain_restricted": "chance", "label_target": "chance"}
 ARM_STYLE = {"target": ("#D55E00", "o"), "target+english": ("#0072B2", "s"), "curriculum": ("#009E73", "^"),
              "ema": ("#CC79A7", "D")}  # colours that colour-blind readers tell apart (Okabe and Ito)
-COLOURS = ["#332288", "#999933", "#882255", "#888888", "#E69F00", "#56B4E9", "#000000"]
+COLOURS = ["#332288", "#999933", "#882255", "#888888", "#E69F00", "#56B4E9", "#000000", "#8B4513", "#44AA99"]
 
 
 def style(name, i=0):
