@@ -244,7 +244,7 @@ def judge_repair(log, arm):
     for key, name in (ABILITY | TASK).items():
         if log.has(key) and log.difference(key).is_gap():
             gain, gap = log.difference(key, arm), log.difference(key)
-            shares[key] = gain.mean / gap.mean if gain.low > 0 else 0
+            shares[key] = round(gain.mean / gap.mean, 9) if gain.low > 0 else 0  # 0.8 is no 0.7999...
             texts.append(f"{name} {gain.text()} points above target, {gain.mean / gap.mean:.0%} of the gap")
     if not shares:
         return "inconclusive", "English made no difference that could be recovered"

@@ -29,13 +29,12 @@ GOOD = "study/runs/smoke/seed3000/base.pt"
 
 
 @pytest.mark.parametrize("command, words", [
-    # flags and names
+    # flags and names, then ranges
     ("train.py --stepz 5", "--stepz.*--steps"), ("train.py nonsense", "nonsense"), ("train.py --lr", "lr"),
     ("train.py --steps 1e3", "steps.*1e3"), ("train.py --preset huge", "huge.*laptop"),
     ("train.py --study avg", "study is 'avg'.*averaging"), ("train.py --only taget", "taget.*target"),
     ("train.py --device tpu", "tpu.*cpu"), ("train.py --dtype int8", "int8.*float32"),
     ("train.py --compile fast", "compile is 'fast'.*max-autotune"),
-    # ranges
     ("train.py --steps 0", "steps is 0.*from 1"), ("train.py --lr nan", "lr is nan"),
     ("train.py --lr 0", "lr is 0.*above 0"), ("train.py --warmup 2", "warmup is 2.0.*from 0 to 1"),
     ("train.py --n_head 3", "n_head=3.*multiple of n_head"), ("train.py --seeds -1", "seeds is -1"),

@@ -99,7 +99,8 @@ def test_half_an_effect_and_half_a_repair_are_partly():
 
 
 def test_each_part_of_a_repair_has_its_own_word_and_a_run_without_a_task_is_judged_without_it():
-    for label, te, word in ((55, 51, "no clear gap"), (55, 90, "no"), (75, 90, "in part"), (85, 90, "yes")):
+    for label, te, word in ((55, 51, "no clear gap"), (55, 90, "no"), (75, 90, "in part"), (85, 90, "yes"),
+                            (59.08, 61.1, "yes")):  # 80%, in floating point 79.99999999999997
         arms = TWO | {"target+english": dict(label_target=te), "ema": dict(ppl_target=6.0, label_target=label)}
         words = f"language learned: no, ICL kept: yes, task emerged: {word}"
         assert report.judge_repair(Log(rows_of(arms)), "ema")[2] == words
