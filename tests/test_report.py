@@ -26,7 +26,7 @@ def rows_of(arms, seeds=3):
     for arm, given in arms.items():
         for seed in range(seeds):
             end = SOUND | given
-            early = end | {"copain": end.get("early", end["copain"])}
+            early = end | {"copain": end.get("early", end["copain"]), "tokens_target": 10}
             for step, metrics in ((0, BASE), (10, early), (100, end)):
                 metrics = metrics | dict(arm=arm, seed=seed, step=step, data_seed=seed, bench_seed=7)
                 metrics["ppl_target"] += 0.01 * seed
