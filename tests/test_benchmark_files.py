@@ -118,6 +118,7 @@ def test_the_mean_over_several_tasks_is_the_label_task(world, model, tmp_path):
 @pytest.fixture
 def command(tmp_path, model, call):
     """command(*flags): what `bench.py gpt2 FLAGS` prints in a folder with a GPT-2 and benchmark files."""
+    pytest.importorskip("safetensors")
     save_gpt2(model[0], tmp_path / "gpt2")
     (tmp_path / "gpt2/tokenizer.json").write_text(model[1].to_json())
     (tmp_path / "gpt2/manifest.json").write_text("{}")

@@ -29,7 +29,7 @@ GOOD = "study/runs/smoke/seed3000/base.pt"
 
 
 @pytest.mark.parametrize("command, words", [
-    # flags and names, then ranges
+    # flags and names, ranges, then languages and curricula
     ("train.py --stepz 5", "--stepz.*--steps"), ("train.py nonsense", "nonsense"), ("train.py --lr", "lr"),
     ("train.py --steps 1e3", "steps.*1e3"), ("train.py --preset huge", "huge.*laptop"),
     ("train.py --study avg", "study is 'avg'.*averaging"), ("train.py --only taget", "taget.*target"),
@@ -41,7 +41,6 @@ GOOD = "study/runs/smoke/seed3000/base.pt"
     ("train.py --vocab_size 10", "vocab_size is 10.*from 257"), ("train.py --warmup 0.5", "0.5 ends after"),
     ("train.py --accumulate 9", "8 rows cannot be cut into 9 equal parts"),
     ("train.py --task rows.jsonl", "--task is for real text"), ("train.py --name ../x", "name is '../x'"),
-    # languages and curricula
     ("train.py --cognates 0.9", "cognates is 0.9.*0.8"),
     ("train.py --base_curriculum english", "curriculum 'english'"),
     ("train.py --base_curriculum english=constant(2)", "must sum to 1"),
