@@ -194,7 +194,10 @@ def encode_item(tok, item, form="prompt"):
     """(prompt, choices) as token ids: encoded jointly, then split, as a model sees them in training."""
     text = item.text(form)
     ids = tok.encode(text)
-    return [tok.eot, *ids], [tok.encode(f"{text} {choice}")[len(ids):] for choice in item.choices]
+    choices = [tok.encode(f"{text} {choice}")[len(ids):] for choice in item.choices]
+    if item.between == "\n" and any(b[:len(a)] == a for a, b in itertools.permutations(choices, 2)):
+        choices = [tok.encode(f"{text} {choice}\n")[len(ids):] for choice in item.choices]  # or 6 beats 68
+    return [tok.eot, *ids], choices
 
 
 def fit(tok, items, longest):

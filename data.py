@@ -99,8 +99,7 @@ def make_language(name, seed, order="SOV", cognates=0.5):
 # ------------------------------------------------ patterns
 # A rule maps a list of elements to one of them. Seven are Copain's, and the English corpus rehearses them.
 # The held-out rule is in no corpus: it tells whether a model learns a rule from shots, or recognizes one.
-# The first word of a name is the place of the answer: in the sorted list (integer, character), or in the list
-# as it is written (element). In a _group one integer is even and the others are odd, or the reverse.
+# A name's first word is the answer's place in the sorted list or, of an _element, in the list as written.
 COPAIN_TASKS = ["max_integer_in_list", "min_integer_in_list", "median_integer_in_list",
                 "even_integer_in_odd_group", "odd_integer_in_even_group", "first_character_in_list",
                 "last_character_in_list"]
@@ -211,8 +210,7 @@ def prose(rng, world, lang):
 
 def lists(rng, world, lang, rules=COPAIN_TASKS):
     """One of the rules over 5 to 9 lines."""
-    rule, fmt = rng.choice(rules), draw_format(rng)
-    length = rng.choice(world.list_lengths)
+    rule, fmt, length = rng.choice(rules), draw_format(rng), rng.choice(world.list_lengths)
     lines = [draw_training_list(rng, rule, world.max_integer, length) for _ in range(rng.randint(5, 9))]
     return "\n".join(list_line(elements, answer, fmt) for elements, answer in lines)
 
@@ -590,7 +588,6 @@ def prepare(name, paths, out="data", field="text", tokenizer="gpt2", vocab_size=
 
 def load_manifest(folder, block_size):
     """The manifest of a prepared source, after a check of its tokenizer and of its files' sizes."""
-    folder = Path(folder)
     try:
         manifest = json.loads(read_text(folder / "manifest.json"))
         same = sha256(folder / "tokenizer.json") == manifest["tokenizer_sha256"]

@@ -102,8 +102,7 @@ def main():
     s = train.Settings(name="x", documents=500, device="cuda" if on_gpu else "cpu", compile=flags.compile,
                        dtype=flags.dtype or ("bfloat16" if flags.big else "float32"), **sizes)
     where = train.provenance(s.device)
-    print(f"{where['machine']}, {s.dtype}, torch.compile {s.compile or 'off'}, commit {where['commit']}",
-          flush=True)
+    print(f"{where['machine']}, {s.dtype}, compile {s.compile or 'off'}, {where['commit']}", flush=True)
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:  # a process each
         for name in ["ema"] if flags.big else ["ema", "base"]:
             ms, rows = pool.apply(step_times, (s, name)), train.make_job(s, 0, name).batch_size

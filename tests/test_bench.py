@@ -182,6 +182,13 @@ def test_choice_logprobs_are_the_summed_log_probabilities_by_hand_whatever_share
             assert score == pytest.approx(by_hand, rel=1e-4)
 
 
+def test_where_an_element_of_a_list_begins_another_the_end_of_the_line_is_scored_too():
+    tok = data.Tokenizer({bytes([b]): b for b in range(256)})  # a token a byte
+    for choices, between, first in (("6 68", "\n", " 6\n"), ("7 68", "\n", " 7"), ("6 68", "\n\n", " 6")):
+        item = bench.Item("rule", " 6; 68 =>", "68", tuple(choices.split()), between)  # "\n\n": of --task
+        assert tok.decode(bench.encode_item(tok, item)[1][0]) == first
+
+
 def test_a_score_that_is_not_finite_stops_with_the_task(world, tok):
     model = random_gpt(tok, 128)
     with torch.no_grad():

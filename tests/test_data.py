@@ -57,11 +57,6 @@ def test_bpe_takes_a_long_word_in_a_moment_and_ends_when_every_word_is_one_token
     assert b"z" * 64 in train_bpe(["z" * 50_000], 300) and len(train_bpe(["ab ab"], 10_000)) < 300
 
 
-def test_same_seed_same_corpus_and_another_seed_another(world):
-    a, b, c = (write_corpus(world, "english", 50, seed) for seed in (1, 1, 2))
-    assert a == b != c
-
-
 @pytest.mark.parametrize("cognates", [0, 0.1, 0.25, 0.5, 1])
 def test_a_language_has_the_asked_share_of_cognates_and_no_other_english_word(cognates):
     lang = make_language("x", 3, "VSO", cognates)
@@ -79,9 +74,8 @@ def test_prose_follows_the_word_order_of_its_language_and_an_impossible_one_is_r
     for sentence in regex.split("|".join(map(regex.escape, sorted(ends, key=len, reverse=True))), text)[:-1]:
         place = [word in verbs for word in sentence.split()]
         assert {"SOV": place[-1], "VSO": place[0], "SVO": any(place[1:-1])}[order] and sum(place) == 1
-    for wrong in ("SVX", "SV"):
-        with pytest.raises(ValueError, match="word order"):
-            make_language("x", 0, wrong)
+    with pytest.raises(ValueError, match="word order"):
+        make_language("x", 0, "SVX")
 
 
 def test_nouns_follow_zipfs_law_and_adjectives_mostly_fit():
@@ -130,15 +124,14 @@ def test_prose_has_integers_letters_and_signs_but_nothing_that_looks_like_a_benc
     assert not regex.search(r" =>( \d+| [a-z])(;|\n|$)", text)                   # no answer
 
 
-def test_a_corpus_has_the_shares_and_the_kinds_that_its_source_asks_for(world, monkeypatch):
+def test_a_corpus_follows_from_its_seed_and_has_the_kinds_that_its_source_asks_for(world, monkeypatch):
+    a, b, c = (write_corpus(world, "english", 50, seed) for seed in (1, 1, 2))
+    assert a == b != c
     monkeypatch.setitem(data.SOURCES, "x", ("english", {kind: 1 for kind in data.DOCUMENT_KINDS}))
     docs = write_corpus(world, "x", 2100, 0)
     looks_like = {"prose": r"\. ", "orders": " < ", "lists": r"^[^.]* (->|=|:|=>) [^.]*$"}  # or labels
     shares = {kind: np.mean([bool(regex.search(look, d)) for d in docs]) for kind, look in looks_like.items()}
     assert shares == pytest.approx({"prose": 1 / 7, "orders": 1 / 7, "lists": 3 / 7}, abs=.03)
-
-
-def test_english_prose_and_english_patterns_are_english_taken_apart(world):
     prose, patterns = (write_corpus(world, name, 300, 0) for name in ("english-prose", "english-patterns"))
     assert "\n" not in "".join(prose) and not any("." in d for d in patterns)
 

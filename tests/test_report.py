@@ -98,14 +98,15 @@ def test_half_an_effect_and_half_a_repair_are_partly():
     assert judged(rows_of(arms | none))["C5"] == "not reproduced"
 
 
-def test_each_part_of_a_repair_has_its_own_word_and_a_run_without_a_task_is_judged_without_it():
+def test_each_part_of_a_repair_has_its_own_word_and_without_a_task_no_repair_is_reproduced():
     for label, te, word in ((55, 51, "no clear gap"), (55, 90, "no"), (75, 90, "in part"), (85, 90, "yes"),
-                            (59.08, 61.1, "yes")):  # 80%, in floating point 79.99999999999997
+                            (58.99999999999999, 60.99999999999999, "yes")):  # a gap of 10, closed to 80%
         arms = TWO | {"target+english": dict(label_target=te), "ema": dict(ppl_target=6.0, label_target=label)}
         words = f"language learned: no, ICL kept: yes, task emerged: {word}"
         assert report.judge_repair(Log(rows_of(arms)), "ema")[2] == words
-    rows = [{key: value for key, value in row.items() if "label" not in key} for row in rows_of(arms)]
-    assert report.judge_repair(Log(rows), "ema")[2] == "language learned: no, ICL kept: yes"
+    rows = [{key: x for key, x in row.items() if key != "label_target"} for row in rows_of(TWO | {"ema": {}})]
+    verdict, _, words = report.judge_repair(Log(rows), "ema")
+    assert (verdict, words) == ("partly", "language learned: yes, ICL kept: yes, task emerged: not measured")
 
 
 def test_early_is_the_first_tenth_of_the_steps_and_the_loss_at_half_the_language_is_told_beside_it():
@@ -210,8 +211,8 @@ def test_two_studies_stand_side_by_side_if_they_measure_the_same_and_what_differ
     write_study(tmp_path / "b", [row | {"step": 2 * row["step"]} for row in rows], steps=200, lr=2.0)
     code, out, err = call(tmp_path, "results/report.py", "a", "b")
     assert code == 0 and "means over 3 runs" in out and "at equal target tokens" not in out, err
-    for line in ("steps: 100 in A, 200 in B\nlr: None in A, 2.0 in B\n", "| target, A ", "| target, B ",
-                 "| mine, B ", "| target, B against target, A "):
+    for line in ("steps: 100 in A, 200 in B\nlr: None in A, 2.0 in B\n", "| base A, before ", "| target, A ",
+                 "| target, B ", "| mine, B ", "| target, B against target, A "):
         assert f"\n{line}" in out
     write_study(tmp_path / "b", rows_of(TWO), block_size=64)
     with pytest.raises(ValueError, match="a and .*b are not evaluated alike: block_size"):
