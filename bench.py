@@ -373,9 +373,11 @@ class Benchmark:
                 self.probes[f"cloze_{name}"] = cloze_items(languages[name], target, n_cloze, seed=seed)
         for name, items in read_tasks(files, n_shots=shots).items():
             self.label.setdefault("target", {})[name], self.lost[name] = fit(tok, items, block_size)
-        lists = [self.copain, *self.probes.values(), *(x for t in self.label.values() for x in t.values())]
-        longest = max(longest_prompt(tok, items) for items in lists)
-        require(longest <= block_size, f"--block_size is {block_size}, a prompt has {longest} tokens")
+        self.all = [self.copain, *self.probes.values(), *(x for t in self.label.values() for x in t.values())]
+        for items in self.all:
+            longest, task = longest_prompt(tok, items), items[0].task
+            require(all(x.answer in x.choices for x in items), f"{task}: an answer is none of its choices")
+            require(longest <= block_size, f"--block_size is {block_size}, {task} needs {longest}")
 
     def __call__(self, model, full=True):
         """The metrics of a model; accuracies in percent. Probes and most controls only with `full`.
@@ -429,11 +431,8 @@ def evaluate(model, benchmark, validation, before, n_blocks=128, full=True):
 # ------------------------------------------------ command line
 def show(hide):
     """Prints a prompt of every task, and how the controls change the last. hide: answers come last."""
-    world, answers = World(), []
-    english, target, _ = world.languages().values()
-    items = copain_items(world, 1) + recall_items(1)
-    for lang in (english, target):
-        items += cloze_items(lang, target, 1) + label_items(lang, target, 1)
+    tok = Tokenizer({bytes([b]): b for b in range(256)})  # any: the prompts are shown as text
+    items, answers = sum(Benchmark(World(), tok, 1, 1, 1).all, []), []
     for i, item in enumerate(items, 1):
         answers.append(f"{item.task}   answer: {item.answer}   choices: {', '.join(item.choices)}")
         print(f"--- {i if hide else answers[-1]}\n{item.text()}")

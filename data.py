@@ -91,8 +91,7 @@ def make_language(name, seed, order="SOV", cognates=0.5):
                 return word
 
     words = {w: new_word(2) for w in WORDS}
-    for c in CATEGORIES:
-        words.update({n: n for n in rng.sample(NOUNS[c], round(cognates * len(NOUNS[c])))})
+    words |= {n: n for c in CATEGORIES for n in rng.sample(NOUNS[c], round(cognates * len(NOUNS[c])))}
     return Language(name, words, order, True, new_word(1), new_word(1))
 
 
@@ -399,9 +398,8 @@ def run_command(function, *args, **kwargs):
         refuse("stopped; the same command starts again", 130)
 
 
-def sha256(path):
-    is_empty = Path(path).stat().st_size == 0  # which cannot be mapped
-    return hashlib.sha256(b"" if is_empty else np.memmap(path, mode="r")).hexdigest()
+def sha256(path):  # an empty file cannot be mapped
+    return hashlib.sha256(np.memmap(path, mode="r") if Path(path).stat().st_size else b"").hexdigest()
 
 
 def write_file(path, write):

@@ -178,7 +178,8 @@ class Settings:
         check_name("the base of an arm", base, BASES)
         check_name("the schedule of an arm", schedule, SCHEDULES)
         for key in (differs := BASES[base] | SCHEDULES[schedule]):
-            check_name(f"a key of BASES[{base!r}] or SCHEDULES[{schedule!r}]", key, vars(self))
+            names = {*(OF_ARMS_ALONE if key in SCHEDULES[schedule] else vars(self))} - OF_THE_STUDY
+            check_name(f"a key of BASES[{base!r}] or SCHEDULES[{schedule!r}]", key, names)
         return replace(self, seed=self.seed + i, data_seed=self.data_seed + i, bench_seed=self.bench_seed + i,
                        **differs)
 
@@ -553,12 +554,14 @@ def save(job, tok, step, rows, losses, tokens, parts):
 NOT_COMPARED = {"name", "preset", "study", "seeds", "only", "processes", "checkpoint_every", "gate", "init",
                 "source", "task"}
 OF_ARMS_ALONE = {"data_seed", "steps", "batch_size", "lr", "warmup", "lr_until", "lr_floor"}
+OF_THE_STUDY = {"name", "seed", "data_seed", "bench_seed", "steps"}  # equal in all of its bases and schedules
 
 
 def check_same(job, ckpt):
     """ValueError if a job's checkpoint has other settings or another arm. Missing keys count as defaults."""
-    old = asdict(Settings()) | ckpt["settings"] | asdict(Arm("")) | ckpt["job"]["arm"] | ckpt["contents"]
-    new = asdict(job.settings) | asdict(job.arm) | contents(job.settings)
+    old = asdict(Settings()) | ckpt["settings"] | ckpt["world"] | asdict(Arm("")) | ckpt["job"]["arm"]
+    old |= ckpt["contents"]
+    new = asdict(job.settings) | asdict(job.settings.world()) | asdict(job.arm) | contents(job.settings)
     ignored = NOT_COMPARED | OF_ARMS_ALONE if job.name == "base" else NOT_COMPARED
     differ = [f"{key} {old.get(key)!r} there, {new.get(key)!r} here" for key in new | ckpt["contents"]
               if key not in ignored and old.get(key) != new.get(key)]
@@ -675,9 +678,7 @@ def set_up_torch(s, gpu=0):
 # ------------------------------------------------ the study
 def arm_names(s):
     """The arms that a command asks for."""
-    names = STUDIES[s.study].arms
-    if s.only not in ("", "base"):
-        names = [name.strip() for name in s.only.split(",")]
+    names = s.only.replace(" ", "").split(",") if s.only not in ("", "base") else STUDIES[s.study].arms
     for name in names:
         check_name("an arm of --only (commas between; your own: a line of ARMS)", name, ARMS)
         good = re.fullmatch(r"\w[\w.+-]*", name) and name != "base"  # it names files
@@ -727,7 +728,9 @@ def plan(s):
                 "lora_rank and l2 not negative; LoRA and l2 do not go together, and shadow needs ema_alpha")
         for name in curriculum.shapes:
             check_name(f"a source in the curriculum of {job.name!r}", name, s.corpora())
-            for kind in SOURCES.get(s.corpora()[name], ("", {}))[1]:
+            language, kinds = SOURCES.get(s.corpora()[name], ("english", {}))
+            check_name(f"the language of {name!r} in SOURCES", language, s.world().languages())
+            for kind in kinds:
                 check_name(f"a kind of document of {name!r} in SOURCES", kind, DOCUMENT_KINDS)
         curriculum.check(job.steps)
         require(job.batch_size % parts == 0, f"{job.batch_size} rows cannot be cut into {parts} equal parts")
@@ -761,7 +764,7 @@ def finish(s, jobs, failed):
         print(f"left out: {why}")
     if failed:
         text = "; ".join(f"{title}: {why}" for title, why in failed.items())
-        raise ChildProcessError(f"{text} -- once that is mended, the same command runs what is missing")
+        raise ChildProcessError(f"{text} -- the same command runs what is missing (new code: another --name)")
     require(not bases or len(left_out) < len(bases), "; ".join(left_out))
 
 
@@ -781,7 +784,7 @@ def study(s):
             raise ValueError(f"{run} is in use by another process: wait, or choose another --name") from None
         names = ", ".join(dict.fromkeys(job.name + " (finished before)" * job.finished() for job in jobs))
         print(f"{s.study}: {s.seeds} x {names}, in {run}\n{s.dtype}, {provenance(s.device)['machine']}\n"
-              f"an arm: {s.steps:,} steps of {s.batch_size} rows of {s.block_size}, so "
+              f"preset {s.preset}; an arm: {s.steps:,} steps of {s.batch_size} rows of {s.block_size}, so "
               f"{s.batch_size * s.block_size:,} tokens a step; peak learning rate {s.lr:g}", flush=True)
         write_log(s)  # for the report of a run in progress
         if dist.is_initialized():

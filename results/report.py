@@ -43,6 +43,8 @@ class Log:
         self.unfinished = {seed: [arm for arm in self.arms if (arm, seed, self.last) not in self.rows]
                            for seed in sorted({row["seed"] for row in rows})}  # {run: arms that are missing}
         self.seeds = [seed for seed, missing in self.unfinished.items() if self.arms and not missing]
+        self.not_averaged = [f"Not averaged: seed {seed}, which has not finished {', '.join(missing)}."
+                             for seed, missing in self.unfinished.items() if missing]
         self.tasks = [key.removesuffix(" acc") for key in (rows[0] if rows else {}) if key.endswith(" acc")]
         self.of_run, self.runs = "", f"means over {len(self.seeds)} runs [95% t interval over runs]"
         if len(self.seeds) == 1:
@@ -379,7 +381,7 @@ def variants(log, info):
 
 
 # ----------------------------------------------------------------------------------------------------- tables
-# A new metric is a key of the row that bench.evaluate() returns, with a heading here. It is a percentage, or
+# A new metric or task is a key of the row of bench.evaluate(), with a heading here. It is a percentage, or
 # what its name says (Log.estimate). main's figure shows what is in PANELS, which must be in every row.
 HEADINGS = {  # of a report's first table; a terminal shows the first seven metrics
     "ppl_target": "target ppl", "copain": "Copain %", "gain": "gain from shots",
@@ -419,8 +421,7 @@ def starts_and_ends(log, arms):
     """{title: (arm, step)}: what the arms started from, then every arm's end. arms: of settings.json."""
     found = {}
     for arm in log.arms:
-        start = f"base {arms[arm]['base']}".strip()
-        found.setdefault(start if start == "base" else f"{start}, before", (arm, 0))
+        found.setdefault(f"base {arms[arm]['base']}, before" if arms[arm]["base"] else "base", (arm, 0))
     return found | {arm: (arm, log.last) for arm in log.arms}
 
 
@@ -445,7 +446,7 @@ def pairs_table(log, pairs):
     points, ratios, shares = ([key for key in keys if log.has(key)] for keys in (POINTS, RATIOS, SHARES))
     rows, equal = [], log.has("tokens_target") and len(log.steps) > 2  # else there is no curve to read
     for a, b in pairs:
-        if a not in log.arms or b not in log.arms:
+        if a not in log.arms or b not in log.arms or a == b:
             continue
         gains = {key: log.difference(key, a, b) for key in points}
         rows.append([f"{a} against {b}", *(gain.text() for gain in gains.values()),
@@ -509,18 +510,17 @@ def report_text(log, info, claims):
     text += [f"Left out: {why}" for why in info["left_out"]]
     if set(arms) - set(log.arms):
         text.append(f"No run has finished {', '.join(arm for arm in arms if arm not in log.arms)}.")
-    text += [f"Not averaged: seed {seed}, which has not finished {', '.join(missing)}."
-             for seed, missing in log.unfinished.items() if missing]
-    text += ["![figure](figure.png)", *(["![curves](curves.png)"] if info["figure"] == "step" else []),
+    text += [*log.not_averaged, "![figure](figure.png)",
+             *(["![curves](curves.png)"] if info["figure"] == "step" else []),
              ends_table(log, arms, HEADINGS),
              f"Chance: Copain {log.chance['copain']:.1f}% by copying a random element of the list, label "
              f"task {log.chance['label_target']:.0f}%, cloze task 25%."]
     if log.tasks:
-        keys = [f"{task} {key}" for task in log.tasks for key in ("acc", "acc_norm")]
+        keys = [f"{task} {key}" for task in log.tasks for key in ("acc", "acc_norm", "lost_shots")]
         items = [f"{task} with {log(log.arms[0], task + ' items')[0]} items" for task in log.tasks]
         text += ["## Task by task", f"The label task is the mean of {', '.join(items)}. acc: the likeliest "
-                 "choice is right; acc_norm: the likeliest per byte.",
-                 ends_table(log, arms, {key: f"{key} %" for key in keys})]
+                 "choice is right; acc_norm: the likeliest per byte; lost_shots: prompts cut to fit.",
+                 ends_table(log, arms, {key: key if key.endswith("shots") else f"{key} %" for key in keys})]
     if claims:
         with_criterion = {"id": "id", "claim": "claim", "criterion": "criterion"} | columns
         text += ["## Verdicts", "Criteria were fixed before the run; te: target+english, t: target. Above, "
@@ -571,7 +571,7 @@ def report(folder):
     if log.running:
         parts += [UNFINISHED, running_table(log)]
     if log.seeds:
-        parts += [ends_table(log, info["arms"], HEADINGS, 7), log.runs]
+        parts += [ends_table(log, info["arms"], HEADINGS, 7), log.runs, *log.not_averaged]
     found = [f"{v['id']} {v['verdict'] + log.of_run:>14}: {v['claim']} ({v['parts']}{v['parts'] and '; '}"
              f"{v['number']})" for v in claims if v["verdict"] != "not run"]
     if found and not smoke:
@@ -616,7 +616,7 @@ def compare(a, b):
         for (arm, _, step), row in log.rows.items():
             if arm in log.arms and step in (0, log.last):  # the two may differ in their steps
                 rows.append(row | {"arm": f"{arm}, {letter}", "step": min(step, 1)})
-        arms |= {f"{arm}, {letter}": {"base": f"{letter} {x['base']}"} for arm, x in info["arms"].items()}
+        arms |= {f"{n}, {letter}": {"base": f"{letter} {x['base']}".strip()} for n, x in info["arms"].items()}
     both, what = [arm for arm in studies["A"][0].arms if arm in studies["B"][0].arms], []
     for _, info in studies.values():
         hashes = {key: x for key, x in info.get("contents", {}).items() if key != "init file"}

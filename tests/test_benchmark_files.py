@@ -83,7 +83,7 @@ def test_a_prompt_that_is_too_long_loses_whole_shots_from_the_left(tmp_path, mod
     assert item.question.endswith(fitting.question) and fitting.question
 
 
-def test_a_benchmark_counts_what_its_prompts_lost_and_refuses_choices_that_do_not_fit(world, tok, tmp_path):
+def test_a_benchmark_counts_what_prompts_lost_and_refuses_impossible_items(world, tok, tmp_path, monkeypatch):
     rows, long = [dict(row) for row in ROWS], "many words " * 30
     rows[2]["context"] = long + rows[2]["context"]
     b = Benchmark(world, tok, 3, 0, 0, 0, [lines(tmp_path / "task.jsonl", rows)], 1, 64)
@@ -91,6 +91,9 @@ def test_a_benchmark_counts_what_its_prompts_lost_and_refuses_choices_that_do_no
     rows[2]["choices"] = ["two", long]
     with pytest.raises(ValueError, match="task.jsonl: 64 tokens cannot hold the choices of 'many words many"):
         Benchmark(world, tok, 3, 0, 0, 0, [lines(tmp_path / "task.jsonl", rows)], 1, 64)
+    monkeypatch.setattr(bench, "recall_items", lambda *_, **__: [Item("mine", " 1 =>", "3", ("1", "2"))])
+    with pytest.raises(ValueError, match="mine: an answer is none of its choices"):
+        Benchmark(world, tok, 3, 0, 0)
 
 
 def test_accuracies_per_choice_and_per_byte_by_hand_where_equal_choices_share_a_hit(monkeypatch):

@@ -67,7 +67,7 @@ def test_a_mistake_gets_one_line_exit_code_2_and_writes_nothing(folder, call, co
 
 
 @pytest.mark.parametrize("command, words", [("data.py", "--- english, lists"), ("curriculum.py", "50.0%"),
-                                            ("bench.py --show", "--- max_integer_in_list")])
+                                            ("bench.py --show", "--- last_element")])
 def test_what_a_file_shows_without_more_flags(tmp_path, call, command, words):
     code, out, err = call(tmp_path, *command.split())
     assert code == 0 and words in out, err

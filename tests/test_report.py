@@ -221,9 +221,10 @@ def test_two_studies_stand_side_by_side_if_they_measure_the_same_and_what_differ
 
 def test_several_tasks_are_shown_one_by_one(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "draw_figure", None)
-    tasks = {"supplement acc": 0.0, "supplement acc_norm": 25.0, "supplement items": 8}  # it is no ppl
+    tasks = {"supplement acc": 0.0, "supplement acc_norm": 25.0, "supplement items": 8,
+             "supplement lost_shots": 3}  # "supplement" is no ppl
     report.report(write_study(tmp_path / "main", [row | tasks for row in rows_of(TWO)]))
-    for words in ("the mean of supplement with 8 items", "| supplement acc % | supplement acc_norm % |"):
+    for words in ("the mean of supplement with 8 items", "| supplement acc % | supplement acc_norm % | supplement lost_shots |"):
         assert words in (tmp_path / "main/report.md").read_text()
 
 
