@@ -191,7 +191,7 @@ def occurrences(items, tok, source, window=12, piece=1 << 20):
 # ------------------------------------------------ scoring
 @lru_cache(maxsize=1 << 14)
 def encode_item(tok, item, form="prompt"):
-    """(prompt, choices) as token ids: encoded jointly, then split, as a model sees them in training."""
+    """(prompt, choices) as token ids, encoded jointly; if a choice begins another, with the line's end."""
     text = item.text(form)
     ids = tok.encode(text)
     choices = [tok.encode(f"{text} {choice}")[len(ids):] for choice in item.choices]
