@@ -231,8 +231,7 @@ def same_category(rng, world, lang):
 
 def repeats(rng, world, lang):
     """A short run of words, letters or integers, repeated verbatim."""
-    integers = [str(x) for x in range(world.max_integer + 1)]
-    pool = rng.choice([[lang.words[w] for w in WORDS], LETTERS, integers])
+    pool = rng.choice([[lang.words[w] for w in WORDS], LETTERS, [*map(str, range(world.max_integer + 1))]])
     while True:
         unit = rng.sample(pool, rng.randint(3, 6))
         if not is_reserved(unit + unit):
@@ -476,7 +475,7 @@ def load_tokenizer(spec):
         return Tokenizer(tiktoken.get_encoding("gpt2")._mergeable_ranks, GPT2_SPLIT)
     except Exception as e:  # damaged files, or no network; tiktoken lets its downloader's exceptions through
         raise ValueError(f"no tokenizer in {folder} ({type(e).__name__}: {e}): give gpt2, a prepared source, "
-                         "or vocab.json and merges.txt (of save_vocabulary() in transformers)") from None
+                         "or vocab.json + merges.txt (transformers: backend_tokenizer.model.save)") from None
 
 
 def published_tokenizer(folder):
@@ -563,15 +562,15 @@ def prepare(name, paths, out="data", field="text", tokenizer="gpt2", vocab_size=
         tok = load_tokenizer(tokenizer)
     documents = chain.from_iterable(map(read, files))
     part.mkdir(parents=True, exist_ok=True)
-    bins = {side: part / f"{side}.bin" for side in ("train", "val")}
+    bins, held = {side: part / f"{side}.bin" for side in ("train", "val")}, []
     with open(bins["train"], "wb") as train, open(bins["val"], "wb") as held_out, tqdm(unit=" texts") as bar:
         while batch := list(islice(documents, 1000)):
-            texts = {"train": [], "val": []}
+            texts = []
             for text in batch:  # by hash: equal documents share a side, and a smaller --val lies in a larger
-                texts["val" if zlib.crc32(text.encode()) < val * 2 ** 32 else "train"].append(text)
-            train.write(tok.encode_documents(texts["train"]))
-            held_out.write(tok.encode_documents(texts["val"]))
+                (held if zlib.crc32(text.encode()) < val * 2 ** 32 else texts).append(text)
+            train.write(tok.encode_documents(texts))
             bar.update(len(batch))
+        held_out.write(tok.encode_documents(Random(0).sample(held, len(held))))  # files mixed
     (part / "tokenizer.json").write_text(tok.to_json())
     tokens = {side: file.stat().st_size // tok.dtype.itemsize for side, file in bins.items()}
     manifest = dict(name=name, documents=bar.n, tokens=tokens, val=val, dtype=tok.dtype.name,
@@ -584,7 +583,7 @@ def prepare(name, paths, out="data", field="text", tokenizer="gpt2", vocab_size=
     return final
 
 
-def load_manifest(folder, block_size):
+def load_manifest(folder, block_size, val_blocks=1):
     """The manifest of a prepared source, after a check of its tokenizer and of its files' sizes."""
     try:
         manifest = json.loads(read_text(folder / "manifest.json"))
@@ -596,7 +595,8 @@ def load_manifest(folder, block_size):
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
         raise ValueError(f"{folder} is not as data.py prepare makes it ({e}): prepare it again") from None
     for side, n in manifest["tokens"].items():
-        require(n > block_size, f"{folder}/{side}.bin has {n} tokens, a row {block_size + 1}: give more text")
+        least = 1 + block_size * (val_blocks if side == "val" else 1)
+        require(n >= least, f"{folder}/{side}.bin has {n} tokens, needs {least}: more text or a larger --val")
     return manifest
 
 
@@ -624,7 +624,7 @@ def main():
     parser = one_line_parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", parser_class=one_line_parser)
     flag = commands.add_parser("prepare", description="Encodes text files as a source.").add_argument
-    flag("paths", nargs="+", help="plain text or JSON lines, also gzip; or folders")
+    flag("paths", nargs="+", help="plain text, a document ends at a blank line; JSON lines; .gz; folders")
     flag("--name", required=True, help="of the source, and of its folder")
     flag("--out", help="folder of the prepared sources, by default data")
     flag("--field", help="field of a JSON line that holds the text, by default text")

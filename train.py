@@ -522,7 +522,7 @@ def shared_tokenizer(s):
     found = [load_tokenizer(folder) for folder in s.prepared().values()]
     if Path(s.init).is_file():
         found.append(Tokenizer.from_json(load_checkpoint(s.init)["tokenizer"]))
-    elif s.init and Path(s.init, "merges.txt").exists():
+    elif s.init and any(Path(s.init, name).exists() for name in ("merges.txt", "tokenizer.json")):
         found.append(load_tokenizer(s.init))
     same = len({tok.to_json() for tok in found}) < 2
     require(same, "sources and --init have different tokenizers: prepare all with one --tokenizer FOLDER")
@@ -697,7 +697,7 @@ def reported_jobs(s):
 def check_files(s):
     """Prints which prompts are cut, and which the sources hold. ValueError if files cannot be used."""
     folders = s.prepared()
-    shares = {name: load_manifest(folder, s.block_size)["val"] for name, folder in folders.items()}
+    shares = {name: load_manifest(x, s.block_size, s.validation_blocks)["val"] for name, x in folders.items()}
     require(len(set(shares.values())) < 2, f"the sources hold out {shares}: prepare all with one --val")
     if not (tok := shared_tokenizer(s)):
         require(not s.task, "--task is for real text: give sources, too, --source NAME=FOLDER")

@@ -191,8 +191,8 @@ def at_level(log, arm, key, levels, of="ppl_target"):
 
 def judge_c1(log):
     ppl, verdict = log.ratio("ppl_target"), "inconclusive"
-    learned = [Estimate.geometric(log("target", key, 0) / log("target", key))
-               for key in ("ppl_target", "ppl_word_target") if log.has(key)]
+    learned = [Estimate.geometric(log("target", k, 0) / log("target", k))  # 1e300: a language without spaces
+               for k in ("ppl_target", "ppl_word_target") if log.has(k) and log("target", k, 0).max() < 1e300]
     if learned[0].mean >= LEARNED:  # models that learn nothing have equal perplexities, too
         if 1 / PPL_MARGIN < ppl.low and ppl.high < PPL_MARGIN:
             verdict = "reproduced"

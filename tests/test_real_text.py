@@ -103,7 +103,7 @@ def test_text_is_the_preset_of_real_text_with_a_base_and_the_block_that_of_the_b
     ("--source eu=data/eu --source en=data/ar --source english=data/hi", "expected NAME=FOLDER.*`english`"),
     ("--source eu=data/eu --source en=data/other", "different tokenizers.*one --tokenizer"),
     ("--source eu=data/eu --only target+english", "'english'.*target"),
-    ("--source eu=data/eu --source en=data/ar --block_size 100000", "a row 100001"),
+    ("--source eu=data/eu --source en=data/ar --block_size 100000", "needs 100001"),
     ("--source eu=data/eu --source en=data/ar --task none.jsonl", "none.jsonl"),
     ("--source eu=data/eu --source en=data/ar --init data", "data/config.json is missing"),
     ("--source eu=data/eu --source en=data/ar --init none", "no none:.*hf download openai-community/gpt2"),
