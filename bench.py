@@ -191,7 +191,7 @@ def occurrences(items, tok, source, window=12, piece=1 << 20):
 # ------------------------------------------------ scoring
 @lru_cache(maxsize=1 << 14)
 def encode_item(tok, item, form="prompt"):
-    """(prompt, choices) as token ids, encoded jointly; if a choice begins another, with the line's end."""
+    """(prompt, choices) as ids, encoded jointly. The line's end joins if one element begins another."""
     text = item.text(form)
     ids = tok.encode(text)
     choices = [tok.encode(f"{text} {choice}")[len(ids):] for choice in item.choices]

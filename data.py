@@ -98,7 +98,7 @@ def make_language(name, seed, order="SOV", cognates=0.5):
 # ------------------------------------------------ patterns
 # A rule maps a list of elements to one of them. Seven are Copain's, and the English corpus rehearses them.
 # The held-out rule is in no corpus: it tells whether a model learns a rule from shots, or recognizes one.
-# A name's first word is the answer's place in the sorted list or, of an _element, in the list as written.
+# The first word (if not even, odd) is the answer's place in the sorted list; of _element, as it is written.
 COPAIN_TASKS = ["max_integer_in_list", "min_integer_in_list", "median_integer_in_list",
                 "even_integer_in_odd_group", "odd_integer_in_even_group", "first_character_in_list",
                 "last_character_in_list"]
@@ -596,7 +596,7 @@ def load_manifest(folder, block_size, val_blocks=1):
         raise ValueError(f"{folder} is not as data.py prepare makes it ({e}): prepare it again") from None
     for side, n in manifest["tokens"].items():
         least = 1 + block_size * (val_blocks if side == "val" else 1)
-        require(n >= least, f"{folder}/{side}.bin has {n} tokens, needs {least}: more text or a larger --val")
+        require(n >= least, f"{folder}/{side}.bin has {n} tokens, needs {least}: more text or another --val")
     return manifest
 
 

@@ -764,7 +764,7 @@ def finish(s, jobs, failed):
         print(f"left out: {why}")
     if failed:
         text = "; ".join(f"{title}: {why}" for title, why in failed.items())
-        raise ChildProcessError(f"{text} -- the same command runs what is missing (new code: another --name)")
+        raise ChildProcessError(f"{text} -- mend this; the same command runs the rest (new code: new --name)")
     require(not bases or len(left_out) < len(bases), "; ".join(left_out))
 
 

@@ -241,7 +241,7 @@ def judge_c4(log):
 
 
 def judge_repair(log, arm):
-    """C5 and C6: what share of each gap does an arm close? Each part is yes, in part or no."""
+    """C5 and C6: what share of each gap does an arm close? A word for each part: see `found`."""
     shares, texts = {}, []
     for key, name in (ABILITY | TASK).items():
         if log.has(key) and log.difference(key).is_gap():
@@ -308,8 +308,8 @@ CLAIMS = [
           "curriculum: English in the first 10% of the steps is enough",
           f"language learned: perplexity at most {PPL_MARGIN - 1:.0%} above te's; ICL kept: {RECOVERED:.0%} "
           f"of the gap te - t closed on Copain and on Copain restricted to its list, above 0; task emerged: "
-          f"{RECOVERED:.0%} of the label task's gap. All three is reproduced, half of one gap partly (after "
-          "main's runs, `in part` was added as a word for half of a part's gaps)"),
+          f"{RECOVERED:.0%} of the label task's gap. All three is reproduced, half of one gap partly (the "
+          "words `in part`, for half of each gap of a part, came after main's runs)"),
     Claim("C6", "main", [*T_TE, "ema"], lambda log: judge_repair(log, "ema"),
           "EMA of the weights, without English, is enough",
           "as C5; that a smaller rate without EMA does the same is proven in ema.py, see study averaging"),
@@ -519,7 +519,7 @@ def report_text(log, info, claims):
         keys = [f"{task} {key}" for task in log.tasks for key in ("acc", "acc_norm", "lost_shots")]
         items = [f"{task} with {log(log.arms[0], task + ' items')[0]} items" for task in log.tasks]
         text += ["## Task by task", f"The label task is the mean of {', '.join(items)}. acc: the likeliest "
-                 "choice is right; acc_norm: the likeliest per byte; lost_shots: prompts cut to fit.",
+                 "choice is right; acc_norm: the likeliest per byte; lost_shots: items with fewer.",
                  ends_table(log, arms, {key: key if key.endswith("shots") else f"{key} %" for key in keys})]
     if claims:
         with_criterion = {"id": "id", "claim": "claim", "criterion": "criterion"} | columns

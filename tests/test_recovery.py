@@ -132,7 +132,7 @@ def test_killed_and_failed_arms_are_named_the_others_reported_and_a_rerun_does_t
     last = err.splitlines()[-1]
     assert process.returncode == 1 and "Traceback" not in err and "BrokenProcessPool" not in err, err
     assert "3000 ema: its process was killed, perhaps for memory" in last
-    assert "3000 target: the disk is gone" in last and "the same command runs what is missing" in last
+    assert "3000 target: the disk is gone" in last and "the same command runs the rest" in last
     assert all("Not averaged: seed 3000" in x for x in (out, (path / "runs/smoke/main/report.md").read_text()))
     before = times(path / "runs/smoke", "seed*/[!e]*.pt")  # without ema.pt
     rows = rows_of(log := path / "runs/smoke/seed3001/ema.jsonl")
