@@ -713,7 +713,7 @@ def check_files(s):
 
 def plan(s):
     """The jobs of a study, each after the one that it needs. What can be refused is refused here."""
-    names, jobs = ["base"] if s.only == "base" else arm_names(s), {}
+    names, jobs, languages = ["base"] if s.only == "base" else arm_names(s), {}, s.world().languages()
     for job in [make_job(s, i, name) for i in range(s.seeds) for name in names]:
         require(not s.init or (s.seeds == 1 and job.start and not job.arm.base), "--init gives the one base "
                 f"of one run: it does not go with --seeds, --only base or arms of other bases ({job.name})")
@@ -729,7 +729,7 @@ def plan(s):
         for name in curriculum.shapes:
             check_name(f"a source in the curriculum of {job.name!r}", name, s.corpora())
             language, kinds = SOURCES.get(s.corpora()[name], ("english", {}))
-            check_name(f"the language of {name!r} in SOURCES", language, s.world().languages())
+            check_name(f"the language of {name!r} in SOURCES", language, languages)
             for kind in kinds:
                 check_name(f"a kind of document of {name!r} in SOURCES", kind, DOCUMENT_KINDS)
         curriculum.check(job.steps)

@@ -170,7 +170,7 @@ def test_the_study_runs_end_to_end_and_leaves_its_files(study):
     assert all(row["train_loss"] < row["train_loss_max"] for row in rows if row["step"] > 2)
     assert all(("train_loss" in row) == (row["step"] > 0) for row in rows)
     claims = re.findall(r"^\| (C\d) ", (folder / "main/report.md").read_text(), re.M)
-    assert claims == ["C1", "C2", "C3", "C4", "C5", "C6"]
+    assert claims == ["C1", "C2", "C3", "C4", "C5", "C6"] and "report.md" in out
     assert all("nothing; next: python train.py" in x for x in (out, (folder / "main/report.md").read_text()))
 
 
