@@ -12,7 +12,6 @@ needs ICL and the meaning of words. The cloze task asks which of four ends a sen
 """
 import itertools
 import math
-import sys
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -66,9 +65,11 @@ def copain_items(world, n_per_task=150, n_shots=3, seed=0, tasks=COPAIN_TASKS):
     items = {}
     for task in tasks:
         rng, wanted = Random(f"copain/{task}/{seed}"), len(items) + n_per_task
+        draws = iter(range(10_000 + 1000 * n_per_task))
         while len(items) < wanted:
             lines = {}  # {sorted elements: item}
             while len(lines) <= n_shots:
+                require(next(draws, -1) >= 0, f"{task}: too few lists; one in eight is for the benchmark")
                 elements, answer = draw_list(rng, task, world.max_integer)
                 if all(is_reserved(order) for order in itertools.permutations(elements)):
                     item = Item(task, list_line(elements, "", HELD_OUT_FORMAT), answer, tuple(elements))
@@ -461,8 +462,7 @@ def show_answers(paths):
 
 
 class HFModel(torch.nn.Module):
-    """A causal model that transformers loads from a folder, in float32, with its tokenizer; both have what
-    this file uses of GPT and Tokenizer. Without a token that begins a text, the one that ends it is used."""
+    """A causal model of transformers, in float32, with its tokenizer, as this file uses GPT and Tokenizer."""
 
     def __init__(self, folder):
         super().__init__()
@@ -470,6 +470,7 @@ class HFModel(torch.nn.Module):
         self.model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).float().eval()
         self.tok = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.eot = self.tok.eos_token_id if self.tok.bos_token_id is None else self.tok.bos_token_id
+        require(self.eot is not None, "the tokenizer has neither BOS nor EOS")
         self.config = GPTConfig(block_size=getattr(self.model.config, "max_position_embeddings", 2048))
         self.encode = partial(self.tok.encode, add_special_tokens=False)
         self.decode = partial(self.tok.decode, clean_up_tokenization_spaces=False)
@@ -495,7 +496,6 @@ def main():
     flag("--show", action="store_true", help="print every kind of prompt; of .pt files: what they answer")
     flag("--hide", action="store_true", help="with --show: rules and answers at the end")
     flags = parser.parse_args()
-    sys.stdout.reconfigure(errors="replace")  # of what a terminal lacks
     if flags.show:
         return show_answers(flags.model) if flags.model else show(flags.hide)
     require(len(flags.model) == (not flags.hf) and not flags.hide, "give one model, or --show (--hide)")

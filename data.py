@@ -16,6 +16,7 @@ import hashlib
 import io
 import json
 import os
+import signal
 import sys
 import zlib
 from collections import Counter, defaultdict
@@ -84,11 +85,10 @@ def make_language(name, seed, order="SOV", cognates=0.5):
     taken = set(WORDS)
 
     def new_word(n_syllables):
-        while True:
-            word = "".join(rng.choices(syllables, k=n_syllables))
-            if word not in taken:
-                taken.add(word)
-                return word
+        while (word := "".join(rng.choices(syllables, k=n_syllables))) in taken:
+            pass
+        taken.add(word)
+        return word
 
     words = {w: new_word(2) for w in WORDS}
     words |= {n: n for c in CATEGORIES for n in rng.sample(NOUNS[c], round(cognates * len(NOUNS[c])))}
@@ -388,7 +388,9 @@ def refuse(message, code=2):
 
 
 def run_command(function, *args, **kwargs):
-    """Calls a function. A user's mistake, ValueError or OSError, gets one line and exit code 2."""
+    """Calls a function. A user's mistake, ValueError or OSError, gets one line and code 2."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it
+    sys.stdout.reconfigure(errors="replace")  # of what a terminal lacks
     try:
         function(*args, **kwargs)
     except (ValueError, OSError, MemoryError) as e:

@@ -24,8 +24,7 @@ import subprocess
 import sys
 import threading
 import zlib
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from difflib import get_close_matches
@@ -34,7 +33,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import bench
@@ -145,10 +143,11 @@ class Settings:
             if f.metadata["choices"]:
                 check_name(f"--{f.name}", value, f.metadata["choices"])
         require(re.fullmatch(r"\w[\w.+-]*", self.name), f"--name is {self.name!r}: use letters, digits, _.+-")
-        good = all(re.fullmatch(r"\w[\w+-]*=.+", text) for text in self.source)
-        require(good and (not self.source or len(self.corpora()) == len(self.source)),
-                f"--source is {' '.join(self.source)}, expected NAME=FOLDER, as in eu=data/eu; each name "
-                "once; the first two become `target` and `english`")
+        names = [text.split("=")[0] for text in self.source]
+        swapped = "target" in names[1:] or "english" in [*names[:1], *names[2:]]
+        good = len({*names}) == len(names) and all(re.match(r"\w[\w+-]*=.", text) for text in self.source)
+        require(good and not swapped, f"--source is {' '.join(self.source)}, expected NAME=FOLDER, as in "
+                "eu=data/eu; each name once; the first becomes `target`, the second `english`")
         require(self.warmup <= self.lr_until, f"--warmup {self.warmup} ends after --lr_until {self.lr_until}")
         GPTConfig(self.vocab_size, self.block_size, self.n_layer, self.n_head, self.n_embd)
 
@@ -285,7 +284,7 @@ def train(job, line=0):
     first, rows, losses, tokens = resume(job, parts, mixture.sources, tok)
     forward = torch.compile(model, mode=s.compile) if s.compile else model
     if n_ranks > 1:
-        forward = DistributedDataParallel(forward)
+        forward = torch.nn.parallel.DistributedDataParallel(forward)
     autocast = torch.autocast(s.device, torch.bfloat16, enabled=s.dtype == "bfloat16")
     bar = progress_bar(job, first, line)
 
@@ -579,7 +578,7 @@ def contents(s):
 
 @functools.cache
 def content_hash(path):
-    """A hash of a file, or of what tells a folder: its manifest or weights. Of a toy source, its name."""
+    """A hash of a file, or of a folder's manifest or weights; of a toy source, its name."""
     inside = [Path(path, name) for name in ("manifest.json", "model.safetensors", "pytorch_model.bin")]
     return next((sha256(file)[:12] for file in [*inside, Path(path)] if file.is_file()), str(path))
 
@@ -648,7 +647,7 @@ def run_jobs(jobs, processes, gpus):
                     failed[job.title] = str(e) + "".join(f" ({file}:{n})" for file, n in places[-1:])
                 except torch.OutOfMemoryError:
                     failed[job.title] = "the GPU's memory is full: raise --accumulate or lower --block_size"
-                except BrokenProcessPool:
+                except BrokenExecutor:
                     failed[job.title] = "its process was killed, perhaps for memory"
                 except Exception as e:                                           # a mistake in the code
                     failed[job.title] = str(e.__cause__ or e)
@@ -848,7 +847,7 @@ def main(argv=None):
     torchrun = "TORCHELASTIC_RUN_ID" in os.environ  # it started this process
     try:
         require(os.name == "posix" and sys.version_info >= (3, 10),
-                "nanoCPT needs Python 3.10 or newer, on Linux, on macOS or, on Windows, in WSL")
+                "nanoCPT needs Python 3.10 or newer, on Linux, macOS or WSL")
         import results.studies  # noqa: F401  here, because it imports this file, whose tables it fills
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
         s = parse_flags(argv)
@@ -863,9 +862,8 @@ def main(argv=None):
     except RuntimeError as e:
         if not torchrun:
             raise
-        refuse(f"a process of this run failed, or not all came ({str(e).splitlines()[0]}): the same command "
-               "goes on from the last checkpoint. If no torchrun was meant, unset TORCHELASTIC_RUN_ID and "
-               f"WORLD_SIZE (now {os.environ.get('WORLD_SIZE')})", code=1)
+        refuse(f"a process failed, or not all came ({str(e).splitlines()[0]}): the same command resumes; "
+               f"without torchrun, unset TORCHELASTIC_RUN_ID (WORLD_SIZE is {os.getenv('WORLD_SIZE')})", 1)
     except KeyboardInterrupt:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # no second one during exit

@@ -140,6 +140,7 @@ def call(monkeypatch, capsys):
         monkeypatch.chdir(folder)
         monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
         monkeypatch.setattr(report, "draw_figure", lambda *_: None)  # slow; the fixture `study` draws one
+        monkeypatch.setattr(train.signal, "SIG_DFL", train.signal.SIG_IGN)  # no broken pipe may end pytest
         code = 0
         try:
             runpy.run_module(script.removesuffix(".py").replace("/", "."), run_name="__main__")

@@ -55,6 +55,8 @@ def test_copain_has_seven_tasks_of_150_different_items_with_three_shots_each(wor
     for item in items:
         assert item.choices.count(item.answer) == 1 and len(set(item.choices)) == len(item.choices)
         assert len({tuple(sorted(x.choices)) for x in (item, *item.shots)}) == 4
+    with pytest.raises(ValueError, match="max_integer_in_list: too few lists"):
+        copain_items(data.World(max_integer=3), 1)
 
 
 def test_label_items_use_no_cognate_both_letters_equally_and_are_translations_of_the_english_ones(world):

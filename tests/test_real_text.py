@@ -99,7 +99,7 @@ def test_text_is_the_preset_of_real_text_with_a_base_and_the_block_that_of_the_b
 
 
 @pytest.mark.parametrize("flags, words", [
-    ("--source eu=nowhere", "nowhere"), ("--source eu", "source is eu, expected NAME=FOLDER"),
+    ("--source eu=nowhere", "nowhere"), ("--source eu", "is eu, exp"), ("--source english=x", "`english`"),
     ("--source eu=data/eu --source en=data/ar --source english=data/hi", "expected NAME=FOLDER.*`english`"),
     ("--source eu=data/eu --source en=data/other", "different tokenizers.*one --tokenizer"),
     ("--source eu=data/eu --only target+english", "'english'.*target"),
