@@ -634,7 +634,7 @@ def compare(a, b):
 
 
 # ---------------------------------------------------------------------------------------------------- figures
-RATE_AFTER = "peak-rate steps after English"  # an x for figures: how much training follows, see studies.py
+X_SCALES = {"peak-rate steps after English": "symlog", "rate, as a share of main's": "log"}  # see studies.py
 FIRST = ["ppl_target", "copain"]  # the panels of main's figure; the others are in curves.png
 PANELS = {"ppl_target": "Target perplexity", "copain": "Copain, %", "gain": "Gain from shots, points",
           "copain_restricted": "Copain, restricted, %", "label_target": "Label task (target), %",
@@ -686,7 +686,7 @@ def draw_figure(log, info, folder, title):
     path, label, xs, keys = folder / "figure.png", info["figure"], info["x"], [*FIRST, "label_target"]
     if label == "target perplexity":
         xs, keys = {arm: log.estimate(arm, "ppl_target").mean for arm in log.arms}, keys[1:]
-    elif label == RATE_AFTER:
+    elif X_SCALES.get(label) == "symlog":
         keys = keys[1:]
     elif len({info["bases"][arm["base"]].get("tokenizer") for arm in info["arms"].values()}) > 1:
         keys[0] = "ppl_word_target"  # perplexities a token cannot be compared
@@ -710,6 +710,7 @@ def draw_lines(log, path, title, keys, lines, label, ticks=()):
     x, the Log to read)]. label: of x. ticks: [(x, text)], or none to have them chosen."""
     fig, panels = start_figure(log, title, "bars: 95% intervals", keys, 2.2)
     named = len(panels) == 2 and len(lines) < 5  # each line, at its end
+    ticks = [(x, f"{x:g}") for x in lines[0][3]] if X_SCALES.get(label) == "log" else ticks
     for ax, key in panels:
         ends = []
         for name, colour, marker, xs, points, source in lines:
@@ -718,18 +719,17 @@ def draw_lines(log, path, title, keys, lines, label, ticks=()):
             ax.errorbar(xs, means, np.transpose(bars), color=colour, marker=marker, ms=4, lw=2,
                         ls="--" if marker == "x" else "-", elinewidth=0.8, label=name)
             ends.append((means[-1], name, colour))
-        ax.set(xlabel=label, yscale="log" if "ppl" in key else "linear")
-        ax.set_xscale("symlog" if label == RATE_AFTER else "linear")
+        ax.set(xlabel=label, xscale=X_SCALES.get(label, "linear"), yscale="log" if "ppl" in key else "linear")
         ax.set_title((HEADINGS | PANELS)[key], loc="left", fontsize=10)
         if ticks:
             ax.set_xticks(*zip(*ticks))
+            ax.minorticks_off()
         set_ticks(ax.yaxis)
         if named:
             name_lines(ax, ends)
         if key in CHANCE:
-            ax.axhline(log.chance[key.removesuffix("_restricted")], color="0.4", ls=":")
-            ax.text(0.01, log.chance[key.removesuffix("_restricted")], CHANCE[key], fontsize=9, va="bottom",
-                    transform=ax.get_yaxis_transform())
+            ax.axhline(y := log.chance[key.removesuffix("_restricted")], color="0.4", ls=":")
+            ax.text(0.01, y, CHANCE[key], fontsize=9, va="bottom", transform=ax.get_yaxis_transform())
     if not named and len(lines) > 1:
         fig.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=9)
     write_file(path, lambda file: fig.savefig(file, format="png"))

@@ -247,7 +247,7 @@ def test_the_file_itself_is_a_command_and_draws_even_if_it_inherits_a_backend_th
     ("", {}, {}, "ends"), ("target perplexity", {}, {"a": ["target"], "b": ["far", "far+english"]}, "lines"),
     ("step", {}, {}, "curves"), ("dose", {"target": 0}, {"a": ["not run"]}, "ends"),
     ("dose", {"target": 0, "far": 5}, {"a": ["target", "far", "not run"], "b": ["not run"]}, "lines"),
-    (report.RATE_AFTER, {"target": 0, "far": 1000}, {"a": ["target", "far"]}, "lines"),
+    ("peak-rate steps after English", {"target": 0, "far": 1000}, {"a": ["target", "far"]}, "lines"),
     ("two tokenizers", {"target": 1, "far": 1}, {"a": ["target"], "b": ["far"]}, "lines")])
 def test_every_study_gets_the_picture_that_it_asks_for(tmp_path, monkeypatch, label, x, lines, kind):
     called, draw = [], getattr(report, f"draw_{kind}")
