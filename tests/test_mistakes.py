@@ -29,20 +29,20 @@ GOOD = "study/runs/smoke/seed3000/base.pt"
 
 
 @pytest.mark.parametrize("command, words", [
-    ("train.py --stepz 5", "--stepz.*--steps"), ("train.py nonsense", "nonsense"), ("train.py --lr", "lr"),
-    ("train.py --steps 1e3", "steps.*1e3"), ("train.py --preset huge", "huge.*laptop"),
+    # flags, names, ranges and curricula
+    ("train.py --stepz 5", "--stepz.*--steps"), ("train.py --base_curriculum frensh=rest", "frensh.*english"),
+    ("train.py nonsense", "nonsense"), ("train.py --accumulate 9", "8 rows cannot be cut into 9 equal parts"),
+    ("train.py --lr", "lr"), ("train.py --device tpu", "tpu.*cpu"), ("train.py --seeds -1", "seeds is -1"),
+    ("train.py --steps 1e3", "steps.*1e3"), ("train.py --base_curriculum english", "curriculum 'english'"),
+    ("train.py --preset huge", "huge.*laptop"), ("train.py --n_head 3", "n_head=3.*multiple of n_head"),
     ("train.py --study avg", "study is 'avg'.*averaging"), ("train.py --only taget", "taget.*target"),
-    ("train.py --device tpu", "tpu.*cpu"), ("train.py --dtype int8", "int8.*float32"),
-    ("train.py --compile fast", "compile is 'fast'.*max-autotune"), ("train.py --lr nan", "lr is nan"),
-    ("train.py --steps 0", "steps is 0.*from 1"), ("train.py --warmup 2", "warmup is 2.0.*from 0 to 1"),
-    ("train.py --n_head 3", "n_head=3.*multiple of n_head"), ("train.py --seeds -1", "seeds is -1"),
-    ("train.py --vocab_size 10", "vocab_size is 10.*from 257"), ("train.py --warmup 0.5", "0.5 ends after"),
-    ("train.py --accumulate 9", "8 rows cannot be cut into 9 equal parts"), ("train.py --lr 0", "above 0"),
-    ("train.py --task rows.jsonl", "--task is for real text"), ("train.py --name ../x", "name is '../x'"),
-    ("train.py --base_curriculum english", "curriculum 'english'"),
+    ("train.py --dtype int8", "int8.*float32"), ("train.py --warmup 2", "warmup is 2.0.*from 0 to 1"),
+    ("train.py --compile fast", "compile is 'fast'.*max-autotune"), ("train.py --lr 0", "lr is 0.*above 0"),
+    ("train.py --lr nan", "lr is nan"), ("train.py --base_curriculum english=wave(1)", r"cannot read 'wave"),
+    ("train.py --steps 0", "steps is 0.*from 1"), ("train.py --vocab_size 10", "vocab_size is 10.*from 257"),
+    ("train.py --cognates 0.9", "cognates is 0.9.*0.8"), ("train.py --name ../x", "name is '../x'"),
+    ("train.py --warmup 0.5", "0.5 ends after"), ("train.py --task rows.jsonl", "--task is for real text"),
     ("train.py --base_curriculum english=constant(2)", "must sum to 1"),
-    ("train.py --base_curriculum english=wave(1)", r"cannot read 'wave"),
-    ("train.py --base_curriculum frensh=rest", "frensh.*english"),
     # checkpoints; test_model.py has more of them
     ("train.py --init none.pt", "none.pt"), ("train.py --init hostile.pt", "hostile.pt"),
     ("train.py --init half.pt", "half.pt is unfinished, at step 3"),

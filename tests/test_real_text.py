@@ -99,7 +99,7 @@ def test_text_is_the_preset_of_real_text_with_a_base_and_the_block_that_of_the_b
 
 
 @pytest.mark.parametrize("flags, words", [
-    ("--source eu=nowhere", "nowhere"), ("--source eu", "is eu, exp"), ("--source english=x", "`english`"),
+    ("--source eu=nowhere", "nowhere"), ("--source eu", "source is eu, expected NAME=FOLDER"),
     ("--source eu=data/eu --source en=data/ar --source english=data/hi", "expected NAME=FOLDER.*`english`"),
     ("--source eu=data/eu --source en=data/other", "different tokenizers.*one --tokenizer"),
     ("--source eu=data/eu --only target+english", "'english'.*target"),
@@ -108,7 +108,7 @@ def test_text_is_the_preset_of_real_text_with_a_base_and_the_block_that_of_the_b
     ("--source eu=data/eu --source en=data/ar --init data", "data/config.json is missing"),
     ("--source eu=data/eu --source en=data/ar --init none", "no none:.*hf download openai-community/gpt2"),
     ("--source eu=data/eu --source en=data/ar --init gpt2 --block_size 200", "block_size is above 128"),
-    ("--init gpt2", "gpt2 is for real text: give sources"),
+    ("--init gpt2", "gpt2 is for real text: give sources"), ("--source english=x", "the first becomes `tar"),
     ("--init runs/eu/seed3000/target.pt", "target.pt is for real text: give sources"),
     ("--init gpt2 --source eu=data/hi --source en=data/ar --name eu", "source target '.* there"),
     ("--init gpt2 --source eu=data/eu --source en=english-prose --name eu", "english .*'english-prose'"),
